@@ -1,0 +1,82 @@
+# Everything a newcomer or CI runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+DETECTOR := models/retinaface_mnet025.onnx
+
+# One environment for serving and for development: a stamp is older than its lock file when the
+# lock has changed, and only then does pip run again.
+SERVE_STAMP := $(VENV)/.serve
+DEV_STAMP := $(VENV)/.dev
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- set-up ------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE_STAMP): requirements/serve.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements/serve.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV_STAMP): requirements/dev.txt $(SERVE_STAMP)
+	$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements/dev.txt
+	@touch $@
+
+$(DETECTOR): service/detector_weights.py | $(SERVE_STAMP)
+	$(BIN)/python -m service.detector_weights
+	@touch $@
+
+.PHONY: setup
+setup: $(DEV_STAMP) $(DETECTOR) ## Install everything for development and training
+
+# --- use ---------------------------------------------------------------------------------------
+
+.PHONY: serve
+serve: $(SERVE_STAMP) $(DETECTOR) ## Install what serving needs (no torch), start on 127.0.0.1:8000
+	@exec $(BIN)/lan-fer serve
+
+# --- checks ------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup lint types ## Set up, lint, check types, run the tests
+	$(BIN)/python -m pytest -q
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## Ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(DEV_STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(DEV_STAMP) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test-compose
+test-compose: setup ## Build the image and run the stack on a real Docker engine
+	REQUIRE_ENGINE=1 $(BIN)/python -m pytest -q tests/e2e/test_compose.py
+
+# --- upkeep ------------------------------------------------------------------------------------
+
+.PHONY: lock
+lock: ## Pin every dependency anew, with hashes (requirements/*.txt)
+	requirements/lock.sh
+
+.PHONY: clean
+clean: ## Remove the environment, caches and fetched weights
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info $(DETECTOR)
