@@ -1,0 +1,1 @@
+"""The REST service that reads facial expressions from photos and shows where it looked."""

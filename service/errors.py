@@ -1,0 +1,183 @@
+"""Every exception the service raises on purpose, and the problem document each one becomes.
+
+::
+
+    ServiceError
+    ├── ProblemError                    answers one request: status, slug, title
+    │   ├── RequestError                the client can mend it
+    │   │   ├── EmptyBodyError          400
+    │   │   ├── MalformedRequestError   400  broken JSON or multipart
+    │   │   ├── NotAcceptableError      406  Accept asks for a type that is not offered
+    │   │   ├── SlowRequestError        408  the body did not arrive in time
+    │   │   ├── PayloadTooLargeError    413  too many bytes
+    │   │   ├── ImageTooLargeError      413  too many pixels
+    │   │   ├── UnsupportedMediaTypeError 415  request type, or bytes of no known image format
+    │   │   ├── InvalidOptionError      422
+    │   │   ├── MissingImageError       422  wrong field name, JSON without an image
+    │   │   ├── InvalidImageError       422  known format, but truncated or broken
+    │   │   └── HeadersTooLargeError    431
+    │   ├── OverloadedError             429  with Retry-After
+    │   ├── InferenceError              500  a network failed; the cause is kept, never shown
+    │   ├── UnavailableError            503  starting or draining, with Retry-After
+    │   └── DeadlineExceededError       504
+    └── StartupError                    ends the process: one line, exit code 1
+        ├── ModelFileError
+        ├── ModelContractError
+        └── ProviderUnavailableError
+
+Foreign exceptions become one of these at one boundary each, raised ``from`` their cause. The class
+attributes of ``ProblemError`` are the one table from error to HTTP status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Root of the tree. ``detail`` is one sentence that is safe to show to the client."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class ProblemError(ServiceError):
+    """An error that answers one request as an RFC 9457 problem document.
+
+    ``slug`` ends the problem's ``type`` and never changes; ``title`` is the same for every
+    occurrence; ``detail`` tells this occurrence.
+    """
+
+    status: ClassVar[int]
+    slug: ClassVar[str]
+    title: ClassVar[str]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to this error."""
+        return {}
+
+
+class RequestError(ProblemError):
+    """The request is at fault and the client can mend it."""
+
+
+class EmptyBodyError(RequestError):
+    status = 400
+    slug = "empty-body"
+    title = "The request carries no image bytes"
+
+
+class MalformedRequestError(RequestError):
+    status = 400
+    slug = "malformed-request"
+    title = "The request body cannot be parsed"
+
+
+class NotAcceptableError(RequestError):
+    status = 406
+    slug = "not-acceptable"
+    title = "No reply of an accepted media type"
+
+
+class SlowRequestError(RequestError):
+    status = 408
+    slug = "slow-request"
+    title = "The request body did not arrive in time"
+
+
+class PayloadTooLargeError(RequestError):
+    status = 413
+    slug = "payload-too-large"
+    title = "The request body has too many bytes"
+
+
+class ImageTooLargeError(RequestError):
+    status = 413
+    slug = "image-too-large"
+    title = "The image has too many pixels"
+
+
+class UnsupportedMediaTypeError(RequestError):
+    status = 415
+    slug = "unsupported-media-type"
+    title = "Not a supported image or request type"
+
+
+class InvalidOptionError(RequestError):
+    status = 422
+    slug = "invalid-option"
+    title = "An option is not valid"
+
+
+class MissingImageError(RequestError):
+    status = 422
+    slug = "missing-image"
+    title = "The request has no image where one is expected"
+
+
+class InvalidImageError(RequestError):
+    status = 422
+    slug = "invalid-image"
+    title = "The image cannot be decoded"
+
+
+class HeadersTooLargeError(RequestError):
+    status = 431
+    slug = "headers-too-large"
+    title = "The request headers are too large"
+
+
+class _RetryableError(ProblemError):
+    """An error that passes by itself: the reply says after how many seconds to try again."""
+
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_seconds)}
+
+
+class OverloadedError(_RetryableError):
+    status = 429
+    slug = "overloaded"
+    title = "Too many images in flight"
+
+
+class UnavailableError(_RetryableError):
+    status = 503
+    slug = "unavailable"
+    title = "The service is not ready"
+
+
+class InferenceError(ProblemError):
+    """A network failed on the batch this image was in; ``__cause__`` is for the log only."""
+
+    status = 500
+    slug = "inference-failed"
+    title = "The image could not be analysed"
+
+
+class DeadlineExceededError(ProblemError):
+    status = 504
+    slug = "deadline-exceeded"
+    title = "The image was not analysed in time"
+
+
+class StartupError(ServiceError):
+    """The process cannot start; ``detail`` is the one line its operator sees."""
+
+
+class ModelFileError(StartupError):
+    """A model file is missing or is no readable ONNX model."""
+
+
+class ModelContractError(StartupError):
+    """A model file lacks the metadata, inputs or outputs the service needs."""
+
+
+class ProviderUnavailableError(StartupError):
+    """The ONNX Runtime provider that was asked for is not there."""
