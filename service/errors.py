@@ -21,6 +21,7 @@
     │   ├── UnavailableError            503  starting or draining, with Retry-After
     │   └── DeadlineExceededError       504
     └── StartupError                    ends the process: one line, exit code 1
+        ├── SettingsError
         ├── ModelFileError
         ├── ModelContractError
         └── ProviderUnavailableError
@@ -64,66 +65,88 @@ class RequestError(ProblemError):
 
 
 class EmptyBodyError(RequestError):
+    """No body, or an image of zero bytes."""
+
     status = 400
     slug = "empty-body"
     title = "The request carries no image bytes"
 
 
 class MalformedRequestError(RequestError):
+    """JSON or multipart that cannot be parsed."""
+
     status = 400
     slug = "malformed-request"
     title = "The request body cannot be parsed"
 
 
 class NotAcceptableError(RequestError):
+    """The client accepts no media type the service can answer with."""
+
     status = 406
     slug = "not-acceptable"
     title = "No reply of an accepted media type"
 
 
 class SlowRequestError(RequestError):
+    """The body came too slowly."""
+
     status = 408
     slug = "slow-request"
     title = "The request body did not arrive in time"
 
 
 class PayloadTooLargeError(RequestError):
+    """More bytes than the service takes."""
+
     status = 413
     slug = "payload-too-large"
     title = "The request body has too many bytes"
 
 
 class ImageTooLargeError(RequestError):
+    """More pixels than the service decodes."""
+
     status = 413
     slug = "image-too-large"
     title = "The image has too many pixels"
 
 
 class UnsupportedMediaTypeError(RequestError):
+    """A request type that is not read, or bytes of no known image format."""
+
     status = 415
     slug = "unsupported-media-type"
     title = "Not a supported image or request type"
 
 
 class InvalidOptionError(RequestError):
+    """An option with a value that is not allowed."""
+
     status = 422
     slug = "invalid-option"
     title = "An option is not valid"
 
 
 class MissingImageError(RequestError):
+    """A well-formed request without an image in the place where one belongs."""
+
     status = 422
     slug = "missing-image"
     title = "The request has no image where one is expected"
 
 
 class InvalidImageError(RequestError):
+    """A known image format, but truncated or broken."""
+
     status = 422
     slug = "invalid-image"
     title = "The image cannot be decoded"
 
 
 class HeadersTooLargeError(RequestError):
+    """More bytes of headers than the service takes."""
+
     status = 431
     slug = "headers-too-large"
     title = "The request headers are too large"
@@ -142,12 +165,16 @@ class _RetryableError(ProblemError):
 
 
 class OverloadedError(_RetryableError):
+    """As many images are in flight as the service takes."""
+
     status = 429
     slug = "overloaded"
     title = "Too many images in flight"
 
 
 class UnavailableError(_RetryableError):
+    """The service is starting or draining."""
+
     status = 503
     slug = "unavailable"
     title = "The service is not ready"
@@ -162,6 +189,8 @@ class InferenceError(ProblemError):
 
 
 class DeadlineExceededError(ProblemError):
+    """The deadline passed before the reply was ready."""
+
     status = 504
     slug = "deadline-exceeded"
     title = "The image was not analysed in time"
@@ -169,6 +198,10 @@ class DeadlineExceededError(ProblemError):
 
 class StartupError(ServiceError):
     """The process cannot start; ``detail`` is the one line its operator sees."""
+
+
+class SettingsError(StartupError):
+    """A setting has a value out of its range."""
 
 
 class ModelFileError(StartupError):
