@@ -1,0 +1,280 @@
+"""Bytes to an RGB image and back: limits, formats, orientation, and one boundary for errors.
+
+Limits are held before work: bytes first, then the pixels a header announces, then decoding. Every
+exception of Pillow, OpenCV and their C libraries becomes one of ours in ``decode_image``, raised
+from its cause.
+
+Embedded ICC profiles are not applied. The networks hardly depend on the gamut (a Display P3 photo
+read as sRGB is a little pale), while a transform costs more than decoding the JPEG does and hands
+an untrusted profile to another C parser.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from service.errors import (
+    EmptyBodyError,
+    ImageTooLargeError,
+    InvalidImageError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from service.image_headers import read_header, sniff_format
+
+# Pillow's own guard is one number for the process, and warns on standard error well below it. The
+# caller's limit replaces it: it is checked before Pillow may allocate.
+Image.MAX_IMAGE_PIXELS = None
+
+_STRIP_PIXELS = 1 << 20
+_JPEG_QUALITY = 90
+_JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+
+# What Pillow, OpenCV and struct raise on broken bytes: found by mutating files of every format.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    cv2.error,
+)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """The most a client may send: ``max_bytes`` encoded, ``max_pixels`` = width x height."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """One image as a viewer shows it.
+
+    ``pixels`` is [H, W, 3] uint8 RGB, C-contiguous, upright (EXIF orientation applied), with
+    transparency laid over white. ``format`` is "JPEG", "PNG", "WEBP", "GIF", "BMP" or "TIFF".
+    ``frames`` counts the frames or pages of the file (at most 10,000 of a GIF or TIFF); ``pixels``
+    is the first.
+    """
+
+    pixels: NDArray[np.uint8]
+    format: str
+    frames: int
+
+
+def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
+    """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF. Thread-safe.
+
+    Raises EmptyBodyError, PayloadTooLargeError (bytes), UnsupportedMediaTypeError (no such format),
+    ImageTooLargeError (pixels, or memory ran out) and InvalidImageError (truncated, broken, or a
+    variant of the format that cannot be read).
+    """
+    if not data:
+        raise EmptyBodyError("The body is empty; send the bytes of an image.")
+    if len(data) > limits.max_bytes:
+        raise PayloadTooLargeError(
+            f"The image has {len(data)} bytes; at most {limits.max_bytes} are accepted."
+        )
+    image_format = sniff_format(data)
+    if image_format is None:
+        raise UnsupportedMediaTypeError("The bytes are no JPEG, PNG, WebP, GIF, BMP or TIFF image.")
+    try:
+        return _decode(data, image_format, limits.max_pixels)
+    except MemoryError as error:
+        raise ImageTooLargeError("There is not enough memory to decode the image.") from error
+    except _DECODER_ERRORS as error:
+        raise InvalidImageError(_what_is_wrong(image_format, error)) from error
+
+
+def encode_image(pixels: NDArray[np.uint8], media_type: str) -> bytes:
+    """Encode [H, W, 3] uint8 RGB as "image/png" (fast compression) or "image/jpeg" (quality 90).
+
+    Raises ImageTooLargeError where a side is longer than a JPEG can hold, ValueError for another
+    media type.
+    """
+    parameters: list[int] = []
+    if media_type == "image/png":
+        # OpenCV's default (level 1, run lengths, one filter) is its fastest: naming even the same
+        # level makes it try every filter, for twice the time and no smaller file.
+        suffix = ".png"
+    elif media_type == "image/jpeg":
+        suffix = ".jpg"
+        parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+        if max(pixels.shape) > _JPEG_MAX_SIDE:
+            raise ImageTooLargeError(
+                f"A JPEG holds at most {_JPEG_MAX_SIDE} pixels a side; ask for image/png."
+            )
+    else:
+        raise ValueError(f"expected image/png or image/jpeg, got {media_type}")
+    _, encoded = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), parameters)
+    return encoded.tobytes()
+
+
+def _what_is_wrong(image_format: str, error: Exception) -> str:
+    if "truncated" in str(error).lower():
+        return f"The {image_format} file is truncated: its data end before the image does."
+    return f"The {image_format} file is broken, incomplete, or of a kind that cannot be read."
+
+
+def _decode(data: bytes, image_format: str, max_pixels: int) -> DecodedImage:
+    header = read_header(data, image_format)
+    if header.width is not None and header.height is not None:
+        _check_pixels(header.width, header.height, max_pixels)
+    with Image.open(BytesIO(data), formats=[image_format]) as image:
+        _check_pixels(image.width, image.height, max_pixels)
+        _check_tile(image, max_pixels)
+        frames = header.frames or _frame_count(image, image_format)
+        pixels = _decode_directly(data, image, frames)
+        if pixels is None:
+            pixels = _decode_in_strips(image)
+        # Last, because a PNG may carry its EXIF after the pixels, and because loading a TIFF turns
+        # it upright and takes the tag away.
+        orientation = _orientation(image)
+    return DecodedImage(_turn_upright(pixels, orientation), image_format, frames)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"The image has {width} x {height} pixels; at most {max_pixels} in all are accepted."
+        )
+
+
+def _check_tile(image: Image.Image, max_pixels: int) -> None:
+    """A TIFF's tile is decoded whole, however small the image it belongs to."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        width = image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
+        height = image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
+        _check_pixels(int(width), int(height), max_pixels)
+
+
+def _frame_count(image: Image.Image, image_format: str) -> int:
+    """Frames of an animation; a JPEG's further images (gain map, preview) are none."""
+    return 1 if image_format == "JPEG" else int(getattr(image, "n_frames", 1))
+
+
+def _decode_directly(data: bytes, image: Image.Image, frames: int) -> NDArray[np.uint8] | None:
+    """Decode straight into [H, W, 3] where OpenCV does exactly what Pillow would.
+
+    Pillow keeps four bytes a pixel and copies them out: more memory and time in the most common
+    case. None sends the image to Pillow: another kind, or broken bytes, for which Pillow has the
+    better words.
+    """
+    plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    plain_webp = image.format == "WEBP" and image.mode == "RGB" and frames == 1
+    if not (plain_jpeg or plain_webp):
+        return None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None or pixels.shape != (image.height, image.width, 3):
+        return None
+    return np.asarray(pixels, np.uint8)
+
+
+def _decode_in_strips(image: Image.Image) -> NDArray[np.uint8]:
+    """Load with Pillow, convert to [H, W, 3] uint8 RGB strip by strip to bound the memory."""
+    image.load()
+    convert = _converter(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in _strips(image):
+        pixels[top : top + strip.height] = convert(strip)
+    return pixels
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """The function from a strip of ``image`` to what broadcasts to [h, w, 3] uint8 RGB."""
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        white = _white_level(image)
+        inverted = _is_white_zero(image)
+        return lambda strip: _grey_to_8_bit(np.asarray(strip), white=white, inverted=inverted)
+    if image.has_transparency_data:
+        return _over_white
+    return lambda strip: np.asarray(strip.convert("RGB"))
+
+
+def _white_level(image: Image.Image) -> float:
+    """The value that is white in a deep grey image.
+
+    16-bit samples end at 65535. Wider integers and floats have no agreed end: it is the smallest
+    usual one (1, 255, 65535) that holds every sample, or else the largest sample.
+    """
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    peak = max(
+        float(np.max(values, initial=0, where=np.isfinite(values)))
+        for values in (np.asarray(strip) for _, strip in _strips(image))
+    )
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    return next((level for level in usual if peak <= level), peak)
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether a TIFF counts from white to black; Pillow minds that for 8 bits only."""
+    return (
+        isinstance(image, TiffImagePlugin.TiffImageFile)
+        and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    )
+
+
+def _grey_to_8_bit(
+    samples: NDArray[np.generic], *, white: float, inverted: bool
+) -> NDArray[np.uint8]:
+    """[h, w] samples to [h, w, 1] uint8: 0 stays 0, ``white`` becomes 255, the rest is linear."""
+    scaled = np.nan_to_num(samples.astype(np.float32), nan=0.0) * np.float32(255.0 / white)
+    grey: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if inverted:
+        grey = ~grey
+    return grey[..., np.newaxis]
+
+
+def _over_white(strip: Image.Image) -> NDArray[np.uint8]:
+    layer = strip.convert("RGBA")
+    page = Image.new("RGB", layer.size, "white")
+    page.paste(layer, mask=layer.getchannel("A"))
+    return np.asarray(page)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where it is absent or unreadable, as viewers do."""
+    try:
+        value: object = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation; flips happen in place, quarter turns need a second array."""
+    if orientation in (5, 7):
+        pixels = np.asarray(cv2.transpose(pixels), np.uint8)
+    turns = {6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    if orientation in turns:
+        return np.asarray(cv2.rotate(pixels, turns[orientation]), np.uint8)
+    flips = {2: 1, 3: -1, 4: 0, 7: -1}
+    if orientation in flips:
+        cv2.flip(pixels, flips[orientation], dst=pixels)
+    return pixels
