@@ -1,0 +1,1 @@
+"""Face pipeline shared by serving and training: detection, alignment, head pose."""

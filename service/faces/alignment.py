@@ -1,0 +1,142 @@
+"""Five-point alignment and head pose: pure geometry on landmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64 = NDArray[np.float64]
+UInt8 = NDArray[np.uint8]
+
+# ArcFace's template (Deng et al., CVPR 2019): five points in a crop of 112 x 112 pixels.
+ARCFACE_TEMPLATE = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+ARCFACE_SIZE = 112
+
+# Mean adult face in millimetres, nose tip at the origin; x to the viewer's right, y down, z away
+# from the camera. Order as in Face.landmarks.
+FACE_MODEL_MM = np.array(
+    [
+        (-31.5, -34.0, 27.0),
+        (31.5, -34.0, 27.0),
+        (0.0, 0.0, 0.0),
+        (-25.0, 34.0, 22.0),
+        (25.0, 34.0, 22.0),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class HeadPose:
+    """Head rotation in degrees, (0, 0, 0) facing the camera.
+
+    Positive yaw: the head is turned to the viewer's right; positive pitch: it looks down;
+    positive roll: it leans clockwise as the viewer sees it.
+    """
+
+    yaw: float
+    pitch: float
+    roll: float
+
+
+def similarity_transform(source: ArrayLike, target: ArrayLike) -> Float64:
+    """Least-squares similarity [2,3] float64 that maps `source` to `target`, both [P,2].
+
+    Rotation, uniform scale and shift, never a reflection (Umeyama, PAMI 1991). Raises ValueError
+    where the source points coincide or a coordinate is not finite.
+    """
+    points, goals = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    if points.shape != goals.shape or points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"expected two [P,2] arrays, got {points.shape} and {goals.shape}")
+    source_mean, target_mean = points.mean(0), goals.mean(0)
+    centred, centred_goals = points - source_mean, goals - target_mean
+    variance = (centred**2).sum()
+    if not np.isfinite(variance) or variance < 1e-9:
+        raise ValueError("the source points coincide or are not finite")
+    # In the plane a similarity is multiplication by one complex number a + ib.
+    a = (centred * centred_goals).sum() / variance
+    b = (centred[:, 0] * centred_goals[:, 1] - centred[:, 1] * centred_goals[:, 0]).sum() / variance
+    linear = np.array([[a, -b], [b, a]])
+    return np.column_stack((linear, target_mean - linear @ source_mean))
+
+
+def compose(second: ArrayLike, first: ArrayLike) -> Float64:
+    """The affine [2,3] that applies `first` [2,3], then `second` [2,3]."""
+    lower = np.array([[0.0, 0.0, 1.0]])
+    product = np.vstack((second, lower)) @ np.vstack((first, lower))
+    return np.asarray(product[:2], np.float64)
+
+
+def scaled_template(template: ArrayLike, size: int) -> Float64:
+    """A template [5,2] given for 112 x 112 pixels, for a crop of `size` x `size` pixels."""
+    return np.asarray(template, np.float64) * (size / ARCFACE_SIZE)
+
+
+def warp_crop(image: UInt8, matrix: ArrayLike, size: int) -> UInt8:
+    """The aligned crop [size,size,3] uint8 RGB.
+
+    `image` is [H,W,3] uint8 RGB; `matrix` [2,3] maps its pixels to the crop's. What lies outside
+    the image repeats its border. A face larger than the crop is shrunk by whole-pixel averaging
+    first, since bilinear sampling alone would alias.
+    """
+    transform = np.asarray(matrix, np.float64)
+    scale = float(np.hypot(transform[0, 0], transform[1, 0]))
+    if scale < 0.5:
+        image, transform = _shrunk_region(image, transform, size, int(1 / scale))
+    crop = cv2.warpAffine(
+        image, transform, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(crop, np.uint8)
+
+
+def _shrunk_region(
+    image: UInt8, transform: Float64, size: int, factor: int
+) -> tuple[UInt8, Float64]:
+    """The part of `image` that the crop needs, shrunk by `factor`, and its transform."""
+    inverse = cv2.invertAffineTransform(transform)
+    corners = np.array([(0, 0, 1), (size, 0, 1), (0, size, 1), (size, size, 1)]) @ inverse.T
+    height, width = image.shape[:2]
+    low = np.clip(np.floor(corners.min(0)) - factor, 0, (width - 1, height - 1)).astype(int)
+    high = np.clip(np.ceil(corners.max(0)) + factor, low + 1, (width, height)).astype(int)
+    region = image[low[1] : high[1], low[0] : high[0]]
+    shape = (max(1, region.shape[1] // factor), max(1, region.shape[0] // factor))
+    shrunk = cv2.resize(region, shape, interpolation=cv2.INTER_AREA)
+    ratio = np.array([region.shape[1] / shape[0], region.shape[0] / shape[1]])
+    # Pixel centres: x_region = (x_shrunk + 0.5) * ratio - 0.5.
+    back = np.column_stack((np.diag(ratio), low + (ratio - 1) / 2))
+    return np.asarray(shrunk, np.uint8), compose(transform, back)
+
+
+def head_pose(landmarks: ArrayLike, image_size: tuple[int, int]) -> HeadPose:
+    """Head pose from five landmarks [5,2] (pixels of an image of `image_size` (height, width)).
+
+    Perspective-n-point against a mean face, with a pinhole camera whose focal length is the
+    image's longer side. Five points carry little: expect errors of 5 to 10 degrees.
+    """
+    points = np.asarray(landmarks, np.float64).reshape(5, 1, 2)
+    height, width = image_size
+    focal = float(max(height, width))
+    camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    found, rotation_vector, _ = cv2.solvePnP(
+        FACE_MODEL_MM, points, camera, None, flags=cv2.SOLVEPNP_SQPNP
+    )
+    if not found:
+        return HeadPose(0.0, 0.0, 0.0)
+    rotation, _ = cv2.Rodrigues(rotation_vector)
+    return _euler_angles(np.asarray(rotation, np.float64))
+
+
+def _euler_angles(rotation: Float64) -> HeadPose:
+    """Yaw, pitch, roll of R = R_z(roll) R_x(pitch) R_y(-yaw), in degrees."""
+    pitch = np.degrees(np.arcsin(np.clip(rotation[2, 1], -1.0, 1.0)))
+    yaw = np.degrees(np.arctan2(rotation[2, 0], rotation[2, 2]))
+    roll = np.degrees(np.arctan2(-rotation[0, 1], rotation[1, 1]))
+    return HeadPose(float(yaw), float(pitch), float(roll))

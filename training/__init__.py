@@ -1,0 +1,1 @@
+"""Offline side: data sets, preparation, guidance maps, training, evaluation and export (torch)."""

@@ -1,0 +1,32 @@
+"""Backbones that give a feature map F_o [N,512,7,7], by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.backbones.checkpoints import CheckpointError
+from training.backbones.mobilefacenet import MobileFaceNet, load_mobilefacenet
+from training.backbones.resnet import ResNet18, load_resnet18
+
+Backbone = MobileFaceNet | ResNet18
+
+BACKBONES: dict[str, Callable[[Path | None], Any]] = {
+    "mobilefacenet": load_mobilefacenet,
+    "resnet18": load_resnet18,
+}
+
+
+def load_backbone(name: str, weights: Path | None) -> Backbone:
+    """The backbone called `name`, with pretrained `weights` (None: random).
+
+    Raises CheckpointError for an unknown name or a file that does not fit.
+    """
+    if name not in BACKBONES:
+        raise CheckpointError(f"backbone {name!r} is unknown; one of {', '.join(BACKBONES)}")
+    backbone: Backbone = BACKBONES[name](weights)
+    return backbone
+
+
+__all__ = ["BACKBONES", "Backbone", "CheckpointError", "MobileFaceNet", "ResNet18", "load_backbone"]

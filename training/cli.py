@@ -1,0 +1,78 @@
+"""Commands of the training side: `python -m training COMMAND --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from pathlib import Path
+
+from service.errors import ServiceError
+from training.backbones import BACKBONES, CheckpointError
+from training.config import TrainingConfig
+from training.datasets.records import DatasetError
+from training.lan import FUSIONS
+from training.pipeline import RunPaths, train_lan
+from training.preparation import PreparationError
+from training.trainer import TrainingError
+
+DETECTOR = Path("models/retinaface_mnet025.onnx")
+KNOWN_ERRORS = (
+    ServiceError,
+    CheckpointError,
+    DatasetError,
+    PreparationError,
+    TrainingError,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; known errors print one line and give exit code 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run_command(options)
+    except KNOWN_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a LAN on FERPlus")
+    train.set_defaults(run_command=_train)
+    train.add_argument("--data", type=Path, required=True, help="FERPlus in its official layout")
+    train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
+    train.add_argument("--detector", type=Path, default=DETECTOR, help="RetinaFace ONNX file")
+    train.add_argument("--run", type=Path, required=True, help="folder of the run")
+    train.add_argument("--cache", type=Path, default=Path("runs/cache"), help="shared cache")
+    train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    train.add_argument("--final", action="store_true", help="train on training + validation")
+    _add_config(train)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """One option per plain field of the configuration, with its default."""
+    group = parser.add_argument_group("configuration")
+    choices = {"backbone": tuple(BACKBONES), "fusion": FUSIONS, "optimizer": ("adamw", "sgd")}
+    types = typing.get_type_hints(TrainingConfig)
+    for field in dataclasses.fields(TrainingConfig):
+        name = "--" + field.name.replace("_", "-")
+        if types[field.name] is bool:
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
+        elif field.name != "augmentation":
+            kind = types[field.name] if types[field.name] in (int, float) else str
+            allowed = choices.get(field.name)
+            group.add_argument(
+                name, type=kind, default=field.default, choices=allowed, help="default: %(default)s"
+            )
+
+
+def _train(options: argparse.Namespace) -> None:
+    names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"augmentation"}
+    config = TrainingConfig(**{name: getattr(options, name) for name in names})
+    paths = RunPaths(options.data, options.weights, options.detector, options.cache, options.run)
+    train_lan(config, paths, resume=options.resume, final=options.final)

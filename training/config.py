@@ -1,0 +1,57 @@
+"""The one configuration of a training run, saved inside its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from training.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Every choice that a run depends on. The defaults are the recipe of the shipped model."""
+
+    backbone: str = "mobilefacenet"
+    fusion: Literal["add", "concat", "mean"] = "add"
+    alpha: float = 0.5
+    """Weight of the guidance loss (paper: 0.5); 0 trains without guidance."""
+    clusters: int = 2
+    """K of the guidance maps' K-means."""
+    epochs: int = 12
+    batch_size: int = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 6e-4
+    """Peak rate (paper: SGD at 0.1)."""
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    """SGD only."""
+    warmup_epochs: float = 0.5
+    """Linear rise to the peak; a cosine to zero follows."""
+    ema_decay: float = 0.998
+    """Exponential moving average of the weights, which is what is evaluated and exported."""
+    dropout: float = 0.1
+    soft_labels: bool = True
+    """Vote distributions as targets; false: the majority class alone."""
+    majority_only: bool = True
+    """Leave out images whose votes have no majority; false: learn from their votes too."""
+    freeze_before: str = ""
+    """Backbone stage before which all is frozen for the first `freeze_epochs` (MobileFaceNet)."""
+    freeze_epochs: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default."""
+    workers: int = 0
+    """Processes that load images."""
+    compile: bool = False
+    """torch.compile: a minute of waiting, then faster steps."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as stored in checkpoints and model metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """The inverse of `as_dict`."""
+        return cls(**{**values, "augmentation": Augmentation(**values["augmentation"])})

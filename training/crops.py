@@ -1,0 +1,101 @@
+"""Aligned crops of a split as a torch data set, warped when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from service.faces.alignment import compose, warp_crop
+from training.augmentation import Augmentation, move_grid, photometric, sample_affine
+from training.datasets.records import Split
+from training.preparation import Prepared, read_image
+
+MEAN, STD = 127.5, 128.0
+GRID = 7
+
+
+class Batch(NamedTuple):
+    """N training examples."""
+
+    images: Tensor  # [N,3,S,S] uint8 RGB
+    targets: Tensor  # [N,K] float32
+    guidance: Tensor  # [N,7,7] float32, 0..1
+    indices: Tensor  # [N] int64, position in the split
+
+
+class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
+    """Crops of `split` in the input size of a network.
+
+    Example `i` of epoch `e` depends on (seed, e, i) alone: not on the order, on the number of
+    workers or on where a run was interrupted.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        prepared: Prepared,
+        size: int,
+        *,
+        guidance: NDArray[np.uint8] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`guidance` is [N,7,7] bits (None: zeros); `augmentation` None gives the plain crops."""
+        self.split, self.size = split, size
+        scale = np.array([[size / 112, 0, 0], [0, size / 112, 0]])
+        self._matrices = [compose(scale, matrix) for matrix in prepared.matrices]
+        self._guidance = guidance
+        self._augmentation = augmentation
+        self._seed, self.epoch = seed, 0
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        image = read_image(self.split.paths[index])
+        matrix = self._matrices[index]
+        grid = np.zeros((GRID, GRID), np.float32)
+        if self._guidance is not None:
+            grid = self._guidance[index].astype(np.float32)
+        if self._augmentation is None:
+            crop = warp_crop(image, matrix, self.size)
+        else:
+            rng = np.random.default_rng((self._seed, self.epoch, index))
+            affine = sample_affine(self._augmentation, self.size, rng)
+            crop = warp_crop(image, compose(affine, matrix), self.size)
+            crop = photometric(crop, self._augmentation, rng)
+            grid = move_grid(grid, affine, self.size)
+        pixels = torch.from_numpy(crop).permute(2, 0, 1)
+        return pixels, torch.from_numpy(self.split.targets[index]), torch.from_numpy(grid), index
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 [N,3,S,S] -> float32 as the backbones were trained: (x - 127.5) / 128."""
+    return ((images.float() - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+def batches(
+    dataset: CropDataset, batch_size: int, *, shuffle: bool, workers: int = 0
+) -> Iterator[Batch]:
+    """One pass over `dataset`; shuffled, the order depends on its seed and epoch alone.
+
+    A shuffled pass drops the last, incomplete batch (batch statistics of two faces mean nothing)
+    unless it is the only one.
+    """
+    generator = torch.Generator().manual_seed(dataset._seed * 1_000_003 + dataset.epoch)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        shuffle=shuffle,
+        generator=generator,
+        num_workers=workers,
+        drop_last=shuffle and len(dataset) > batch_size,
+    )
+    for images, targets, guidance, indices in loader:
+        yield Batch(images, targets, guidance, indices)

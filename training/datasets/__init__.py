@@ -1,0 +1,1 @@
+"""Data sets, each in its official layout, as splits of labelled images."""

@@ -1,0 +1,96 @@
+"""The Local Attention Network (paper, section III)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.backbones import Backbone
+
+FUSIONS = ("add", "concat", "mean")
+GRID = 7
+
+
+class LanOutput(NamedTuple):
+    """What the network gives for N faces and K classes."""
+
+    logits: Tensor  # [N,K] float32
+    attention_logits: Tensor  # [N,7,7] float32, F_m before its sigmoid
+    feature_map: Tensor  # [N,C,7,7] float32, F_o
+
+    @property
+    def attention(self) -> Tensor:
+        """The attention map F_m [N,7,7], 0..1."""
+        return self.attention_logits.sigmoid()
+
+
+class LocalAttention(nn.Module):
+    """Four 3x3 convolutions: F_o [N,C,7,7] -> attention logits [N,7,7] (sigmoid gives F_m)."""
+
+    def __init__(self, channels: int, hidden: int = 64) -> None:
+        super().__init__()
+        widths = (channels, hidden, hidden, hidden)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(hidden, 1, 3, padding=1))
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        logits: Tensor = self.layers(feature_map)
+        return logits.squeeze(1)
+
+
+class Lan(nn.Module):
+    """Backbone, local attention, fusion and one linear classifier.
+
+    F_a = F_o * F_m; both are globally average pooled to f_o and f_a; the classifier sees
+    f_o + f_a ("add", the paper's choice), their concatenation or their mean.
+    """
+
+    def __init__(
+        self, backbone: Backbone, classes: int, *, fusion: str = "add", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion {fusion!r} is unknown; one of {', '.join(FUSIONS)}")
+        self.backbone = backbone
+        self.fusion = fusion
+        self.attention = LocalAttention(backbone.feature_channels)
+        self.dropout = nn.Dropout(dropout)
+        width = backbone.feature_channels * (2 if fusion == "concat" else 1)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, image: Tensor) -> LanOutput:
+        """`image` [N,3,S,S] float32, normalised as the backbone wants it."""
+        feature_map = self.backbone(image)
+        attention_logits = self.attention(feature_map)
+        weighted = feature_map * attention_logits.sigmoid().unsqueeze(1)
+        fused = self.fuse(feature_map.mean((2, 3)), weighted.mean((2, 3)))
+        return LanOutput(self.classifier(self.dropout(fused)), attention_logits, feature_map)
+
+    def fuse(self, f_o: Tensor, f_a: Tensor) -> Tensor:
+        """[N,C], [N,C] -> [N,C] or, concatenated, [N,2C]."""
+        if self.fusion == "concat":
+            return torch.cat((f_o, f_a), 1)
+        return f_o + f_a if self.fusion == "add" else (f_o + f_a) / 2
+
+    def evidence(self, feature_map: Tensor, attention: Tensor) -> Tensor:
+        """Class evidence [N,K,7,7]: its mean over positions plus the bias IS the logit.
+
+        The classifier is linear on a mean over positions, so (add) evidence_k(p) =
+        w_k . F_o(p) (1 + F_m(p)): the paper's class activation map of f (Figures 3 and 4).
+        """
+        weight_o, weight_a = self.classifier.weight, self.classifier.weight
+        if self.fusion == "concat":
+            weight_o, weight_a = self.classifier.weight.chunk(2, dim=1)
+        elif self.fusion == "mean":
+            weight_o = weight_a = self.classifier.weight / 2
+        score_o = torch.einsum("kc,nchw->nkhw", weight_o, feature_map)
+        score_a = torch.einsum("kc,nchw->nkhw", weight_a, feature_map)
+        return score_o + score_a * attention.unsqueeze(1)

@@ -1,0 +1,164 @@
+"""Data set -> prepared faces -> guidance maps -> trained LAN: the stages joined, each cached."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.faces.detector import FaceDetector
+from service.runtime import SessionSettings
+from training.backbones import load_backbone
+from training.config import TrainingConfig
+from training.crops import CropDataset, batches, normalise
+from training.datasets import ferplus
+from training.datasets.records import Split, file_digests
+from training.guidance import (
+    GuidanceMaps,
+    cache_key,
+    compute_guidance,
+    extract_features,
+    load_guidance,
+    save_guidance,
+    weights_digest,
+)
+from training.lan import Lan
+from training.preparation import PIPELINE_VERSION, Prepared, prepare
+from training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run reads and writes."""
+
+    data: Path
+    """Root of the data set in its official layout."""
+    weights: Path | None
+    """Pretrained backbone; None starts from random weights."""
+    detector: Path
+    """RetinaFace ONNX file."""
+    cache: Path
+    """Folder of prepared landmarks and guidance maps, shared by runs."""
+    run: Path
+    """Folder of this run's checkpoints, metrics and log."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedSplit:
+    """A split with the geometry of its faces; unreadable images are gone."""
+
+    split: Split
+    faces: Prepared
+
+
+def prepare_split(split: Split, paths: RunPaths) -> PreparedSplit:
+    """Find the faces of `split` and report how many were found."""
+    detector = FaceDetector.load(paths.detector, SessionSettings("cpu"))
+    faces = prepare(split.paths, paths.cache / "landmarks.jsonl", detector)
+    print(f"{len(split)} images: {dict(faces.counts)}", flush=True)
+    return PreparedSplit(split.subset(faces.readable), faces.subset(faces.readable))
+
+
+def guidance_for(
+    prepared: PreparedSplit, network: Lan, config: TrainingConfig, paths: RunPaths
+) -> GuidanceMaps:
+    """Guidance maps of a training split, from the cache where nothing they depend on changed."""
+    key = cache_key(
+        {
+            "images": file_digests(prepared.split.paths),
+            "matrices": prepared.faces.matrices.round(6).tolist(),
+            "weights": weights_digest(network.backbone),
+            "size": network.backbone.input_size,
+            "clusters": config.clusters,
+            "pipeline": PIPELINE_VERSION,
+        }
+    )
+    guidance = load_guidance(paths.cache, key)
+    if guidance is None:
+        dataset = CropDataset(prepared.split, prepared.faces, network.backbone.input_size)
+        features = extract_features(network.backbone, _images(dataset), len(dataset))
+        guidance = compute_guidance(features, clusters=config.clusters)
+        save_guidance(paths.cache, key, guidance)
+    return guidance
+
+
+def _images(dataset: CropDataset) -> Iterator[Tensor]:
+    return (normalise(batch.images) for batch in batches(dataset, 64, shuffle=False))
+
+
+def load_splits(config: TrainingConfig, paths: RunPaths, *, final: bool) -> tuple[Split, Split]:
+    """Training and validation splits of FERPlus; `final` trains on both together."""
+    train, validation = ferplus.training_and_validation(
+        paths.data, majority_only=config.majority_only
+    )
+    if final:
+        train = ferplus.final_training(paths.data, majority_only=config.majority_only)
+    return (train if config.soft_labels else train.hardened()), validation
+
+
+def train_lan(
+    config: TrainingConfig, paths: RunPaths, *, resume: bool, final: bool = False
+) -> Trainer:
+    """The whole run. With `resume`, an interrupted run in the folder goes on.
+
+    `final` trains on training + validation images; the accuracy printed each epoch is then no
+    measure of anything, and is left out.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    train_split, validation_split = load_splits(config, paths, final=final)
+    train, validation = (prepare_split(s, paths) for s in (train_split, validation_split))
+    network = Lan(
+        load_backbone(config.backbone, paths.weights),
+        len(train.split.labels),
+        fusion=config.fusion,
+        dropout=config.dropout,
+    )
+    maps: NDArray[np.uint8] | None = None
+    if config.alpha:
+        maps = guidance_for(train, network, config, paths).maps
+    size = network.backbone.input_size
+    trainer = Trainer(network, config, paths.run, _provenance(train.split, paths, final))
+    if resume and trainer.resume():
+        print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
+    crops = CropDataset(
+        train.split,
+        train.faces,
+        size,
+        guidance=maps,
+        augmentation=config.augmentation,
+        seed=config.seed,
+    )
+    held_out = None if final else CropDataset(validation.split, validation.faces, size)
+    trainer.fit(crops, held_out)
+    return trainer
+
+
+def _provenance(train: Split, paths: RunPaths, final: bool) -> dict[str, Any]:
+    return {
+        "labels": list(train.labels),
+        "dataset": "FERPlus",
+        "protocol": "majority, official label.csv; twins of the test split left out; "
+        + ("training + validation" if final else "training"),
+        "training_images": len(train),
+        "weights": paths.weights.name if paths.weights else "random",
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    here = Path(__file__).parent
+    answer = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"

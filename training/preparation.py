@@ -1,0 +1,157 @@
+"""Faces of a data set: landmarks and the transform to the aligned crop, stored per image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from service.errors import RequestError
+from service.faces.alignment import ARCFACE_TEMPLATE, similarity_transform
+from service.faces.detector import Face, FaceDetector
+from service.imaging import ImageLimits, decode_image
+
+# Data sets are trusted more than requests; this only guards against a broken header.
+LIMITS = ImageLimits(max_bytes=200_000_000, max_pixels=200_000_000)
+# Changes whenever stored landmarks would come out differently, so that old files are not mixed in.
+PIPELINE_VERSION = 1
+
+FOUND, NO_FACE, UNREADABLE = "found", "no_face", "unreadable"
+
+
+class PreparationError(Exception):
+    """A stored preparation does not belong to this detector or data set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Geometry of N images, in the order asked for."""
+
+    status: tuple[str, ...]
+    """[N] "found", "no_face" or "unreadable"."""
+    landmarks: NDArray[np.float32]
+    """[N,5,2] pixels of the image; NaN where no face was found."""
+    matrices: NDArray[np.float64]
+    """[N,2,3] image pixels -> 112 x 112 crop. Without a face: the mean transform of the found
+    ones, scaled to the image, since such images are nearly always tight crops of a face."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Images by status."""
+        return Counter(self.status)
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """[N] false where the image could not be decoded."""
+        return np.array([s != UNREADABLE for s in self.status], dtype=bool)
+
+    def subset(self, kept: NDArray[np.bool_]) -> Prepared:
+        """The images where `kept` [N] is true."""
+        status = tuple(s for s, keep in zip(self.status, kept, strict=True) if keep)
+        return Prepared(status, self.landmarks[kept], self.matrices[kept])
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """[H,W,3] uint8 RGB, upright, by the service's own decoder. Raises RequestError, OSError."""
+    return decode_image(path.read_bytes(), LIMITS).pixels
+
+
+def prepare(
+    paths: Sequence[Path], store: Path, detector: FaceDetector, *, workers: int = 2
+) -> Prepared:
+    """Find the face of each image, keeping results in `store` (JSON lines) as they come.
+
+    Run again after an interruption, it goes on where it stopped. The largest face is taken.
+    Raises PreparationError where `store` was made by another detector or version.
+    """
+    header = {"detector": detector.sha256, "version": PIPELINE_VERSION}
+    done = _read_store(store, header)
+    missing = [path for path in paths if _key(path) not in done]
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.open("a") as file, ThreadPoolExecutor(workers) as pool:
+        if not done and not file.tell():
+            file.write(json.dumps(header) + "\n")
+        entries: Iterable[dict[str, Any]] = pool.map(lambda p: _examine(p, detector), missing)
+        for entry in tqdm(entries, "faces", len(missing), unit="img", disable=not missing):
+            file.write(json.dumps(entry) + "\n")
+            done[entry["image"]] = entry
+    return _assemble([done[_key(path)] for path in paths])
+
+
+def _key(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _read_store(store: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if not store.is_file():
+        return {}
+    lines = list(_json_lines(store))
+    if lines and lines[0] != header:
+        raise PreparationError(
+            f"{store}: made by {lines[0]}, this is {header}; remove the file to prepare anew"
+        )
+    return {entry["image"]: entry for entry in lines[1:]}
+
+
+def _json_lines(store: Path) -> Iterator[dict[str, Any]]:
+    text = store.read_text()
+    # An interrupted run may leave half a line at the end: drop it, its image is done again.
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        store.write_text(complete)
+    return (json.loads(line) for line in complete.splitlines())
+
+
+def _examine(path: Path, detector: FaceDetector) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+        image = decode_image(data, LIMITS).pixels
+    except (RequestError, OSError) as error:
+        return {"image": _key(path), "status": UNREADABLE, "reason": str(error)}
+    entry: dict[str, Any] = {
+        "image": _key(path),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": [image.shape[0], image.shape[1]],
+    }
+    faces = detector.detect(image)
+    return entry | (_face_entry(faces[0]) if faces else {"status": NO_FACE})
+
+
+def _face_entry(face: Face) -> dict[str, Any]:
+    return {
+        "status": FOUND,
+        "score": round(face.score, 4),
+        "box": [round(float(v), 3) for v in face.box],
+        "landmarks": [[round(float(x), 3), round(float(y), 3)] for x, y in face.landmarks],
+    }
+
+
+def _assemble(entries: Sequence[dict[str, Any]]) -> Prepared:
+    status = tuple(entry["status"] for entry in entries)
+    landmarks = np.full((len(entries), 5, 2), np.nan, np.float32)
+    for index, entry in enumerate(entries):
+        if entry["status"] == FOUND:
+            landmarks[index] = entry["landmarks"]
+    sizes = np.array([entry.get("size", (1, 1)) for entry in entries], np.float64)
+    return Prepared(status, landmarks, transforms(landmarks, sizes))
+
+
+def transforms(
+    landmarks: NDArray[np.float32], sizes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[N,5,2] landmarks (NaN: no face) and [N,2] (height, width) -> [N,2,3] to the 112 crop."""
+    long_sides = sizes.max(1)
+    found = np.isfinite(landmarks).all((1, 2))
+    relative = landmarks[found] / long_sides[found, None, None]
+    nominal = relative.mean(0) if found.any() else np.array(ARCFACE_TEMPLATE) / 112
+    filled = np.where(found[:, None, None], landmarks, nominal * long_sides[:, None, None])
+    return np.stack([similarity_transform(points, ARCFACE_TEMPLATE) for points in filled])

@@ -1,0 +1,213 @@
+"""Training a LAN: cross-entropy + alpha * guidance loss (paper, equation 6)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.backbones import MobileFaceNet
+from training.config import TrainingConfig
+from training.crops import Batch, CropDataset, batches, normalise
+from training.evaluation import Evaluation, evaluate
+from training.lan import Lan, LanOutput
+
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
+METRICS = "metrics.jsonl"
+
+
+class TrainingError(Exception):
+    """A run cannot start or go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The two terms, each averaged over the batch."""
+
+    classification: Tensor
+    guidance: Tensor
+    alpha: float
+
+    @property
+    def total(self) -> Tensor:
+        """L = L_ce + alpha * L_bce."""
+        return self.classification + self.alpha * self.guidance
+
+
+def lan_loss(output: LanOutput, targets: Tensor, guidance: Tensor, alpha: float) -> Loss:
+    """`targets` [N,K] soft labels, `guidance` [N,7,7] in 0..1."""
+    return Loss(
+        F.cross_entropy(output.logits, targets),
+        F.binary_cross_entropy_with_logits(output.attention_logits, guidance),
+        alpha,
+    )
+
+
+def learning_rate(config: TrainingConfig, progress: float) -> float:
+    """Rate at `progress` (0..1 of all steps): linear warm-up, then a cosine to zero."""
+    warmup = config.warmup_epochs / config.epochs
+    if progress < warmup:
+        return config.learning_rate * progress / warmup
+    share = (progress - warmup) / max(1e-9, 1 - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD with momentum; biases, normalisation and PReLU slopes do not decay."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum)
+    return torch.optim.AdamW(groups, config.learning_rate)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """EMA of parameters; buffers (BatchNorm statistics) likewise, counters copied."""
+    for own, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if own.is_floating_point():
+            own.lerp_(new, 1 - decay)
+        else:
+            own.copy_(new)
+
+
+def frozen_stages(network: Lan, before: str) -> list[nn.Module]:
+    """The backbone's modules before stage `before`. Raises TrainingError for an unknown stage."""
+    if not before:
+        return []
+    if not isinstance(network.backbone, MobileFaceNet):
+        raise TrainingError("freeze_before works with the mobilefacenet backbone only")
+    stages = list(network.backbone.stages())
+    names = [name for name, _ in stages]
+    if before not in names:
+        raise TrainingError(f"freeze_before {before!r} is unknown; one of {', '.join(names)}")
+    return [module for _, modules in stages[: names.index(before)] for module in modules]
+
+
+class Trainer:
+    """One run in one folder: checkpoint and metrics each epoch, resumable."""
+
+    def __init__(
+        self, network: Lan, config: TrainingConfig, folder: Path, provenance: dict[str, Any]
+    ) -> None:
+        """`provenance` is stored in checkpoints as it is (labels, data, weights digests)."""
+        self.network = network.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.config, self.folder, self.provenance = config, folder, provenance
+        self.optimizer = make_optimizer(self.network, config)
+        self.epoch, self.best = 0, 0.0
+        self._compiled: Any = torch.compile(self.network) if config.compile else self.network
+
+    def resume(self) -> bool:
+        """Take up the run in the folder, if there is one. Raises TrainingError if it differs."""
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return False
+        state = torch.load(path, weights_only=True)
+        if state["config"] != self.config.as_dict():
+            changed = [k for k, v in self.config.as_dict().items() if state["config"].get(k) != v]
+            raise TrainingError(f"{path} was made with other settings: {', '.join(changed)}")
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        self.epoch, self.best = state["epoch"], state["best"]
+        return True
+
+    def fit(self, train: CropDataset, validation: CropDataset | None, *, until: int = 0) -> None:
+        """Train up to the configured number of epochs, or to epoch `until` of them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with SummaryWriter(str(self.folder)) as board:
+            while self.epoch < (until or self.config.epochs):
+                metrics = self._train_epoch(train)
+                self.epoch += 1
+                if validation is not None:
+                    metrics |= self._validate(validation).summary()
+                self._record(metrics, board)
+                self._save(metrics.get("accuracy", 0.0))
+
+    def _train_epoch(self, train: CropDataset) -> dict[str, float]:
+        train.epoch = self.epoch
+        self._set_mode()
+        steps = max(1, len(train) // self.config.batch_size)
+        sums = torch.zeros(2)
+        passes = batches(
+            train, self.config.batch_size, shuffle=True, workers=self.config.workers
+        )
+        progress = tqdm(passes, f"epoch {self.epoch + 1}/{self.config.epochs}", steps)
+        for step, batch in enumerate(progress):
+            loss = self._step(batch, (self.epoch + step / steps) / self.config.epochs)
+            sums += torch.stack((loss.classification, loss.guidance)).detach()
+            progress.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
+        classification, guidance = (sums / steps).tolist()
+        return {"loss": classification, "guidance_loss": guidance}
+
+    def _step(self, batch: Batch, progress: float) -> Loss:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, progress)
+        output = self._compiled(normalise(batch.images))
+        loss = lan_loss(output, batch.targets, batch.guidance, self.config.alpha)
+        if not torch.isfinite(loss.total):
+            raise TrainingError(f"epoch {self.epoch + 1}: the loss is not finite; lower the rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        update_average(self.average, self.network, self.config.ema_decay)
+        return loss
+
+    def _set_mode(self) -> None:
+        self.network.train().requires_grad_(True)
+        if self.epoch < self.config.freeze_epochs:
+            for module in frozen_stages(self.network, self.config.freeze_before):
+                module.requires_grad_(False).eval()
+
+    def _validate(self, validation: CropDataset) -> Evaluation:
+        return evaluate(self.average, validation, self.config.batch_size)
+
+    def _record(self, metrics: dict[str, float], board: SummaryWriter) -> None:
+        for name, value in metrics.items():
+            board.add_scalar(name, value, self.epoch)
+        rounded = {name: round(value, 5) for name, value in metrics.items()}
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps({"epoch": self.epoch, **rounded}) + "\n")
+        tqdm.write(f"epoch {self.epoch}: " + ", ".join(f"{k} {v}" for k, v in rounded.items()))
+
+    def _save(self, score: float) -> None:
+        is_best, self.best = score >= self.best, max(score, self.best)
+        state = {
+            "config": self.config.as_dict(),
+            "provenance": self.provenance,
+            "epoch": self.epoch,
+            "score": score,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        _write(self.folder / CHECKPOINT, state)
+        if is_best:
+            kept = ("config", "provenance", "epoch", "score", "average")
+            _write(self.folder / BEST, {name: state[name] for name in kept})
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    # Written beside and moved: an interruption never leaves half a checkpoint.
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
