@@ -1,0 +1,90 @@
+"""What can be held about the compose file and the images without a Docker engine."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.detector_weights import SOURCE
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = [ROOT / "docker" / name for name in ("Dockerfile", "Dockerfile.gpu")]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return loaded
+
+
+def compose_variables() -> set[str]:
+    return set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text()))
+
+
+@pytest.mark.parametrize("name", ["lan-fer", "lan-fer-gpu", "prometheus"])
+def test_every_container_is_hardened(compose: dict[str, Any], name: str) -> None:
+    container = compose["services"][name]
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert container["restart"] == "unless-stopped"
+    assert {"mem_limit", "cpus", "pids_limit", "logging"} <= container.keys()
+    assert all(port.startswith("127.0.0.1:") for port in container["ports"])
+
+
+def test_the_gpu_variant_needs_its_profile(compose: dict[str, Any]) -> None:
+    profiles = {name: s.get("profiles") for name, s in compose["services"].items()}
+    assert profiles == {"lan-fer": None, "lan-fer-gpu": ["gpu"], "prometheus": None}
+
+
+def test_a_stop_waits_longer_than_the_drain(compose: dict[str, Any]) -> None:
+    grace = compose["services"]["lan-fer"]["stop_grace_period"]
+    seconds = re.fullmatch(r"\$\{SERVICE_STOP_GRACE:-(\d+)s\}", grace)
+    assert seconds is not None
+    assert int(seconds[1]) > Settings().drain_seconds
+
+
+def test_every_variable_is_in_the_example() -> None:
+    example = (ROOT / ".env.example").read_text()
+    missing = [v for v in compose_variables() - {"REVISION"} if f"#{v}=" not in example]
+    assert not missing
+
+
+def test_every_setting_named_anywhere_exists() -> None:
+    text = "".join(p.read_text() for p in [ROOT / "docker-compose.yml", *DOCKERFILES])
+    named = {name.lower() for name in re.findall(r"LAN_FER_([A-Z_]+)", text)}
+    assert named <= Settings.model_fields.keys()
+
+
+def test_shipped_networks_match_their_checksums() -> None:
+    """The images are built only from these very files."""
+    models = ROOT / "models"
+    lines = [line.split() for line in (models / "SHA256SUMS").read_text().splitlines()]
+    checksums = {name: digest for digest, name in lines}
+    assert checksums.pop("retinaface_mnet025.onnx") == SOURCE.onnx_sha256
+    shipped = {p.name for p in models.glob("*.onnx")} - {"retinaface_mnet025.onnx"}
+    assert checksums.keys() == shipped
+    for name, digest in checksums.items():
+        found = hashlib.sha256((models / name).read_bytes()).hexdigest()
+        assert found == digest, "run: make checksums"
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_images_run_as_nobody_and_get_their_signals(dockerfile: Path) -> None:
+    final_stage = dockerfile.read_text().rsplit("\nFROM ", 1)[1]
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", final_stage, re.MULTILINE)
+    assert 'ENTRYPOINT ["lan-fer"]' in final_stage
+    assert "/health/ready" in final_stage
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_images_carry_the_projects_version(dockerfile: Path) -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert f'image.version="{version[1]}"' in dockerfile.read_text()
