@@ -39,7 +39,8 @@ _STRIP_PIXELS = 1 << 20
 _JPEG_QUALITY = 90
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
-# What Pillow, OpenCV and struct raise on broken bytes: found by mutating files of every format.
+# What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
+# its plugins let through whatever their parsing of nonsense runs into.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -244,8 +245,9 @@ def _grey_to_8_bit(
     samples: NDArray[np.generic], *, white: float, inverted: bool
 ) -> NDArray[np.uint8]:
     """[h, w] samples to [h, w, 1] uint8: 0 stays 0, ``white`` becomes 255, the rest is linear."""
-    scaled = np.nan_to_num(samples.astype(np.float32), nan=0.0) * np.float32(255.0 / white)
-    grey: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    finite = np.nan_to_num(samples.astype(np.float32), nan=0.0)
+    scaled = finite.clip(0.0, white) * np.float32(255.0 / white)
+    grey: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
     if inverted:
         grey = ~grey
     return grey[..., np.newaxis]

@@ -1,0 +1,98 @@
+"""Sizes and frame counts read from the bytes agree with Pillow's and stay bounded."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import pytest
+from PIL import Image
+
+from service.image_headers import MAX_COUNTED_FRAMES, read_header, sniff_format
+from tests.service.image_files import animation, encoded, rgb
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_each_format_is_known_by_its_first_bytes(image_format: str) -> None:
+    assert sniff_format(encoded(rgb(), image_format)) == image_format
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"RIFF\0\0\0\0WAVE", b"GIF90a", b"II\0*"])
+def test_other_bytes_are_of_no_format(data: bytes) -> None:
+    assert sniff_format(data) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(rgb(height=33, width=257), "WEBP"),
+        encoded(rgb(height=33, width=257), "WEBP", lossless=True),
+        encoded(rgb(height=33, width=257).convert("RGBA"), "WEBP"),
+        animation("WEBP"),
+    ],
+    ids=["lossy", "lossless", "extended", "animated"],
+)
+def test_webp_size_agrees_with_pillow(data: bytes) -> None:
+    header = read_header(data, "WEBP")
+    with Image.open(io.BytesIO(data)) as image:
+        assert (header.width, header.height) == image.size
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(rgb(), "GIF"),
+        encoded(rgb().convert("L"), "GIF", comment=b"c" * 700),
+        animation("GIF", frames=7, duration=[10] * 7, loop=2, disposal=2),
+        animation("GIF", frames=4)[:-1],
+    ],
+    ids=["single", "comment", "animated", "no trailer"],
+)
+def test_gif_size_and_frames_agree_with_pillow(data: bytes) -> None:
+    header = read_header(data, "GIF")
+    with Image.open(io.BytesIO(data)) as image:
+        assert (header.width, header.height) == image.size
+        assert header.frames == getattr(image, "n_frames", None)
+
+
+def test_pages_of_a_tiff_are_counted_in_either_byte_order_and_width_of_offset() -> None:
+    assert read_header(animation("TIFF", frames=5), "TIFF").frames == 5
+    assert read_header(animation("TIFF", frames=5, big_tiff=True), "TIFF").frames == 5
+    page = struct.pack(">H", 1) + bytes(12)
+    data = struct.pack(">2sHI", b"MM", 42, 8) + page + struct.pack(">I", 26) + page + bytes(4)
+    assert read_header(data, "TIFF").frames == 2
+
+
+def test_a_tiff_whose_directories_form_a_ring_ends() -> None:
+    page = struct.pack("<H", 0)
+    data = b"II*\0" + struct.pack("<I", 8) + page + struct.pack("<I", 14)
+    data += page + struct.pack("<I", 8)
+    assert read_header(data, "TIFF").frames == 2
+
+
+def test_the_count_of_frames_is_bounded() -> None:
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+    assert read_header(screen + frame * 20_000, "GIF").frames == MAX_COUNTED_FRAMES
+
+    pages = b"".join(struct.pack("<HI", 0, 8 + 6 * (page + 1)) for page in range(20_000))
+    assert read_header(b"II*\0" + struct.pack("<I", 8) + pages, "TIFF").frames == MAX_COUNTED_FRAMES
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        b"!\xf9\0",  # a graphic control extension without its block
+        b"!\xff\x0bNETSCAPE2.0\0",  # an application extension without its data
+    ],
+)
+def test_empty_gif_extensions_that_decoders_disagree_on_are_refused(extension: bytes) -> None:
+    data = encoded(rgb(), "GIF")
+    image_at = data.index(b",\0\0\0\0")
+    with pytest.raises(ValueError, match="empty GIF"):
+        read_header(data[:image_at] + extension + data[image_at:], "GIF")
+
+
+def test_a_webp_without_a_bitstream_header_is_refused() -> None:
+    with pytest.raises(ValueError, match="bitstream"):
+        read_header(b"RIFF\x10\0\0\0WEBPVP8 " + bytes(20), "WEBP")
