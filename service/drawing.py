@@ -260,7 +260,7 @@ def _text_size(canvas: NDArray[np.uint8], face: FaceAnnotation) -> int:
     """Pixels: a fifth of the face, but legible where the whole image is seen on a screen."""
     side: float = max(canvas.shape[:2])
     smallest = max(side / 90, min(max(side / 20, 9), 11))
-    largest = max(side / 50, min(side / 5, 12))
+    largest = max(side / 40, min(side / 5, 12))
     return round(min(max(_face_side(face) / 5, smallest), largest))
 
 
