@@ -12,16 +12,22 @@ from service.errors import ServiceError
 from training.backbones import BACKBONES, CheckpointError
 from training.config import TrainingConfig
 from training.datasets.records import DatasetError
+from training.export import ExportError, ModelFacts
 from training.lan import FUSIONS
 from training.pipeline import RunPaths, train_lan
 from training.preparation import PreparationError
+from training.release import evaluate_file, load_run, release
 from training.trainer import TrainingError
 
 DETECTOR = Path("models/retinaface_mnet025.onnx")
+LICENCE = (
+    "non-commercial research: derived from weights trained on MS-Celeb-1M and from FER2013 images"
+)
 KNOWN_ERRORS = (
     ServiceError,
     CheckpointError,
     DatasetError,
+    ExportError,
     PreparationError,
     TrainingError,
 )
@@ -41,17 +47,35 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
     train = commands.add_parser("train", help="train a LAN on FERPlus")
     train.set_defaults(run_command=_train)
-    train.add_argument("--data", type=Path, required=True, help="FERPlus in its official layout")
+    _add_data(train)
     train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
-    train.add_argument("--detector", type=Path, default=DETECTOR, help="RetinaFace ONNX file")
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
-    train.add_argument("--cache", type=Path, default=Path("runs/cache"), help="shared cache")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--final", action="store_true", help="train on training + validation")
     _add_config(train)
+
+    export = commands.add_parser("export", help="a run's best checkpoint -> ONNX with contract")
+    export.set_defaults(run_command=_export)
+    _add_data(export)
+    export.add_argument("--run", type=Path, required=True, help="folder of the run")
+    export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
+    export.add_argument("--name", default="lan-mobilefacenet-ferplus", help="the model's name")
+    export.add_argument("--licence", default=LICENCE, help="of the weights, for the contract")
+
+    evaluate = commands.add_parser("evaluate", help="an ONNX file on FERPlus validation")
+    evaluate.set_defaults(run_command=_evaluate)
+    _add_data(evaluate)
+    evaluate.add_argument("--model", type=Path, required=True, help="ONNX file with contract")
     return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="FERPlus in its official layout")
+    parser.add_argument("--detector", type=Path, default=DETECTOR, help="RetinaFace ONNX file")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="shared cache")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -76,3 +100,16 @@ def _train(options: argparse.Namespace) -> None:
     config = TrainingConfig(**{name: getattr(options, name) for name in names})
     paths = RunPaths(options.data, options.weights, options.detector, options.cache, options.run)
     train_lan(config, paths, resume=options.resume, final=options.final)
+
+
+def _export(options: argparse.Namespace) -> None:
+    run = load_run(options.run)
+    paths = RunPaths(options.data, None, options.detector, options.cache, options.run)
+    run_id = f"{options.run.name}, epoch {run.epoch}, commit {run.provenance['commit']}"
+    facts = ModelFacts(options.name, 0.0, 1.0, run_id, options.licence)
+    print(release(run, paths, options.output, facts))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    paths = RunPaths(options.data, None, options.detector, options.cache, Path())
+    print(evaluate_file(options.model, paths))

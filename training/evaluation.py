@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from training.crops import CropDataset, batches, normalise
 from training.lan import Lan
+from training.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Evaluation:
     @property
     def predicted(self) -> NDArray[np.int64]:
         """[N] the class with the largest logit."""
-        return self.logits.argmax(1)
+        return np.asarray(self.logits.argmax(1), np.int64)
 
     @property
     def accuracy(self) -> float:
@@ -42,8 +42,8 @@ class Evaluation:
     def recalls(self) -> NDArray[np.float64]:
         """[K] share of right answers within each class; NaN where a class has no image."""
         matrix = self.confusion()
-        totals = matrix.sum(1).astype(np.float64)
-        return np.divide(np.diag(matrix), totals, out=np.full(len(totals), np.nan), where=totals > 0)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.diag(matrix) / matrix.sum(1), np.float64)
 
     def summary(self) -> dict[str, float]:
         """Accuracy and mean recall over the classes that occur."""
@@ -59,11 +59,9 @@ def evaluate(network: Lan, dataset: CropDataset, batch_size: int = 64) -> Evalua
     network.eval()
     parts = []
     with torch.inference_mode():
-        for batch in tqdm(
-            batches(dataset, batch_size, shuffle=False),
-            "evaluate",
-            -(-len(dataset) // batch_size),
-            leave=False,
-        ):
-            parts.append(network(normalise(batch.images)).logits.float().cpu().numpy())
+        steps = -(-len(dataset) // batch_size)
+        passes = batches(dataset, batch_size, shuffle=False)
+        for batch in progress(passes, "evaluate", steps, unit="batch"):
+            logits = network(normalise(batch.images)).logits
+            parts.append(logits.float().cpu().numpy())
     return Evaluation(np.concatenate(parts), dataset.split.classes)

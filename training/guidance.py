@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from training.progress import progress
 
 Features = NDArray[np.float16]
 
@@ -33,21 +33,22 @@ class GuidanceMaps:
     @property
     def attentive_share(self) -> NDArray[np.float64]:
         """[G,G] share of images whose bit is 1; at most about a half by construction."""
-        return self.maps.mean(0)
+        return np.asarray(self.maps.mean(0), np.float64)
 
 
-def extract_features(backbone: nn.Module, batches: Iterable[Tensor], count: int) -> Features:
+def extract_features(
+    backbone: Callable[[Tensor], Tensor], batches: Iterable[Tensor], steps: int
+) -> Features:
     """Feature maps of all images, [N,G,G,C] float16 (half the memory; K-means needs no more).
 
-    `batches` yield normalised images [n,3,S,S] float32 in order.
+    `backbone` is in evaluation mode; the `steps` batches are normalised images
+    [n,3,S,S] float32 in order.
     """
-    backbone.eval()
     parts = []
-    with torch.inference_mode(), tqdm(total=count, desc="features", unit="img") as progress:
-        for images in batches:
+    with torch.no_grad():
+        for images in progress(batches, "features", steps, unit="batch"):
             feature_map = backbone(images)
             parts.append(feature_map.permute(0, 2, 3, 1).to(torch.float16).cpu().numpy())
-            progress.update(len(images))
     return np.concatenate(parts)
 
 
@@ -62,7 +63,7 @@ def compute_guidance(features: Features, *, clusters: int = 2, seed: int = 0) ->
     attentive = np.zeros((rows, columns, channels), np.float32)
     ordinary = np.zeros_like(attentive)
     positions = [(row, column) for row in range(rows) for column in range(columns)]
-    for row, column in tqdm(positions, "guidance", unit="position"):
+    for row, column in progress(positions, "guidance", len(positions), unit="position"):
         vectors = features[:, row, column].astype(np.float32)
         nearest, centres = _cluster(vectors, clusters, seed)
         order = np.bincount(nearest, minlength=clusters).argsort(kind="stable")
@@ -115,7 +116,7 @@ def save_guidance(folder: Path, key: str, guidance: GuidanceMaps) -> None:
         attentive=guidance.attentive,
         ordinary=guidance.ordinary,
     )
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _cache_path(folder: Path, key: str) -> Path:

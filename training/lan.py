@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class LocalAttention(nn.Module):
         super().__init__()
         widths = (channels, hidden, hidden, hidden)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [
                 nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
                 nn.BatchNorm2d(outputs),
@@ -42,6 +43,7 @@ class LocalAttention(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(hidden, 1, 3, padding=1))
 
     def forward(self, feature_map: Tensor) -> Tensor:
+        """See the class."""
         logits: Tensor = self.layers(feature_map)
         return logits.squeeze(1)
 

@@ -34,6 +34,9 @@ from training.lan import Lan
 from training.preparation import PIPELINE_VERSION, Prepared, prepare
 from training.trainer import Trainer
 
+# Images a step where nothing is learned.
+BATCH = 64
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -83,15 +86,17 @@ def guidance_for(
     )
     guidance = load_guidance(paths.cache, key)
     if guidance is None:
+        network.eval().to(memory_format=torch.channels_last)
         dataset = CropDataset(prepared.split, prepared.faces, network.backbone.input_size)
-        features = extract_features(network.backbone, _images(dataset), len(dataset))
+        backbone = torch.compile(network.backbone) if config.compile else network.backbone
+        features = extract_features(backbone, _images(dataset), -(-len(dataset) // BATCH))
         guidance = compute_guidance(features, clusters=config.clusters)
         save_guidance(paths.cache, key, guidance)
     return guidance
 
 
 def _images(dataset: CropDataset) -> Iterator[Tensor]:
-    return (normalise(batch.images) for batch in batches(dataset, 64, shuffle=False))
+    return (normalise(batch.images) for batch in batches(dataset, BATCH, shuffle=False))
 
 
 def load_splits(config: TrainingConfig, paths: RunPaths, *, final: bool) -> tuple[Split, Split]:

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from service.errors import RequestError
 from service.faces.alignment import ARCFACE_TEMPLATE, similarity_transform
 from service.faces.detector import Face, FaceDetector
 from service.imaging import ImageLimits, decode_image
+from training.progress import progress
 
 # Data sets are trusted more than requests; this only guards against a broken header.
 LIMITS = ImageLimits(max_bytes=200_000_000, max_pixels=200_000_000)
 # Changes whenever stored landmarks would come out differently, so that old files are not mixed in.
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 
 FOUND, NO_FACE, UNREADABLE = "found", "no_face", "unreadable"
 
@@ -81,7 +81,7 @@ def prepare(
         if not done and not file.tell():
             file.write(json.dumps(header) + "\n")
         entries: Iterable[dict[str, Any]] = pool.map(lambda p: _examine(p, detector), missing)
-        for entry in tqdm(entries, "faces", len(missing), unit="img", disable=not missing):
+        for entry in progress(entries, "faces", len(missing), unit="img"):
             file.write(json.dumps(entry) + "\n")
             done[entry["image"]] = entry
     return _assemble([done[_key(path)] for path in paths])
@@ -145,12 +145,10 @@ def _assemble(entries: Sequence[dict[str, Any]]) -> Prepared:
     return Prepared(status, landmarks, transforms(landmarks, sizes))
 
 
-def transforms(
-    landmarks: NDArray[np.float32], sizes: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def transforms(landmarks: NDArray[np.float32], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
     """[N,5,2] landmarks (NaN: no face) and [N,2] (height, width) -> [N,2,3] to the 112 crop."""
     long_sides = sizes.max(1)
-    found = np.isfinite(landmarks).all((1, 2))
+    found = np.isfinite(landmarks.sum((1, 2)))
     relative = landmarks[found] / long_sides[found, None, None]
     nominal = relative.mean(0) if found.any() else np.array(ARCFACE_TEMPLATE) / 112
     filled = np.where(found[:, None, None], landmarks, nominal * long_sides[:, None, None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from training.backbones import MobileFaceNet
 from training.config import TrainingConfig
 from training.crops import Batch, CropDataset, batches, normalise
 from training.evaluation import Evaluation, evaluate
 from training.lan import Lan, LanOutput
+from training.progress import progress
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -146,20 +145,20 @@ class Trainer:
         self._set_mode()
         steps = max(1, len(train) // self.config.batch_size)
         sums = torch.zeros(2)
-        passes = batches(
-            train, self.config.batch_size, shuffle=True, workers=self.config.workers
-        )
-        progress = tqdm(passes, f"epoch {self.epoch + 1}/{self.config.epochs}", steps)
-        for step, batch in enumerate(progress):
-            loss = self._step(batch, (self.epoch + step / steps) / self.config.epochs)
+        passes = batches(train, self.config.batch_size, shuffle=True, workers=self.config.workers)
+        title = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        bar = progress(passes, title, steps)
+        for step, batch in enumerate(bar):
+            done = (self.epoch + step / steps) / self.config.epochs
+            loss = self._step(batch, done)
             sums += torch.stack((loss.classification, loss.guidance)).detach()
-            progress.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
+            bar.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
         classification, guidance = (sums / steps).tolist()
         return {"loss": classification, "guidance_loss": guidance}
 
-    def _step(self, batch: Batch, progress: float) -> Loss:
+    def _step(self, batch: Batch, done: float) -> Loss:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, progress)
+            group["lr"] = learning_rate(self.config, done)
         output = self._compiled(normalise(batch.images))
         loss = lan_loss(output, batch.targets, batch.guidance, self.config.alpha)
         if not torch.isfinite(loss.total):
@@ -185,7 +184,7 @@ class Trainer:
         rounded = {name: round(value, 5) for name, value in metrics.items()}
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps({"epoch": self.epoch, **rounded}) + "\n")
-        tqdm.write(f"epoch {self.epoch}: " + ", ".join(f"{k} {v}" for k, v in rounded.items()))
+        print(f"epoch {self.epoch}: {rounded}", flush=True)
 
     def _save(self, score: float) -> None:
         is_best, self.best = score >= self.best, max(score, self.best)
@@ -210,4 +209,4 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     # Written beside and moved: an interruption never leaves half a checkpoint.
     temporary = path.with_suffix(".part")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -21,17 +21,20 @@ ARCFACE_TEMPLATE = (
 )
 ARCFACE_SIZE = 112
 
-# Mean adult face in millimetres, nose tip at the origin; x to the viewer's right, y down, z away
-# from the camera. Order as in Face.landmarks.
+# A face in millimetres, nose tip at the origin; x to the viewer's right, y down, z away from the
+# camera. Order as in Face.landmarks. x and y: the median of RetinaFace's landmarks on FERPlus,
+# with the eyes 63 mm apart, so that the median face has no pitch; z: an adult's mean profile.
 FACE_MODEL_MM = np.array(
     [
-        (-31.5, -34.0, 27.0),
-        (31.5, -34.0, 27.0),
+        (-31.5, -36.0, 27.0),
+        (31.5, -36.0, 27.0),
         (0.0, 0.0, 0.0),
-        (-25.0, 34.0, 22.0),
-        (25.0, 34.0, 22.0),
+        (-24.5, 29.0, 25.0),
+        (24.5, 29.0, 25.0),
     ]
 )
+# Camera distance in sizes of the face. Far, since a crop does not tell how near its camera was.
+CAMERA_DISTANCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,25 @@ def _shrunk_region(
     return np.asarray(shrunk, np.uint8), compose(transform, back)
 
 
-def head_pose(landmarks: ArrayLike, image_size: tuple[int, int]) -> HeadPose:
-    """Head pose from five landmarks [5,2] (pixels of an image of `image_size` (height, width)).
+def head_pose(landmarks: ArrayLike) -> HeadPose:
+    """Head pose from five landmarks [5,2] in pixels.
 
-    Perspective-n-point against a mean face, with a pinhole camera whose focal length is the
-    image's longer side. Five points carry little: expect errors of 5 to 10 degrees.
+    Perspective-n-point against a mean face seen from afar (nearly orthographic), so neither the
+    size of the image nor where the face is in it matters. Five points carry little: expect errors
+    of about 10 degrees. Landmarks that fit no pose give (0, 0, 0).
     """
-    points = np.asarray(landmarks, np.float64).reshape(5, 1, 2)
-    height, width = image_size
-    focal = float(max(height, width))
-    camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    points = np.asarray(landmarks, np.float64).reshape(5, 2)
+    centred = points - points.mean(0)
+    spread = float(np.abs(centred).max())
+    if not np.isfinite(spread) or spread == 0:
+        return HeadPose(0.0, 0.0, 0.0)
+    camera = np.diag((CAMERA_DISTANCE, CAMERA_DISTANCE, 1.0))
     found, rotation_vector, _ = cv2.solvePnP(
-        FACE_MODEL_MM, points, camera, None, flags=cv2.SOLVEPNP_SQPNP
+        FACE_MODEL_MM,
+        (centred / spread).reshape(5, 1, 2),
+        camera,
+        None,
+        flags=cv2.SOLVEPNP_SQPNP,
     )
     if not found:
         return HeadPose(0.0, 0.0, 0.0)

@@ -220,19 +220,16 @@ class FaceDetector:
 
     def infer(self, placements: Sequence[Placement]) -> list[RawDetections]:
         """Run the network on canvases of one size. Raises InferenceError."""
-        batch = cv2.dnn.blobFromImages(
-            [p.pixels for p in placements], mean=BGR_MEAN[::-1], swapRB=True
-        )
-        return self._run(batch)
+        canvases = [p.pixels for p in placements]
+        batch = cv2.dnn.blobFromImages(canvases, mean=BGR_MEAN, swapRB=True)
+        return self._run(np.asarray(batch, np.float32))
 
     def _run(self, batch: Float32) -> list[RawDetections]:
         try:
             loc, conf, landmarks = self._session.run(None, {"input": batch})
         except Exception as error:  # ORT's exception classes share no public base
             raise InferenceError("the face detector failed") from error
-        return [
-            RawDetections(loc[i], conf[i, :, 1], landmarks[i]) for i in range(len(batch))
-        ]
+        return [RawDetections(loc[i], conf[i, :, 1], landmarks[i]) for i in range(len(batch))]
 
     def finish(
         self, raw: RawDetections, placement: Placement, *, min_score: float | None = None

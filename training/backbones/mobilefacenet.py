@@ -46,6 +46,7 @@ class ConvUnit(nn.Module):
         self.prelu = nn.Identity() if linear else nn.PReLU(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N,inputs,H,W] -> [N,outputs,H/stride,W/stride]."""
         y: Tensor = self.prelu(self.bn(self.conv(x)))
         return y
 
@@ -86,7 +87,7 @@ class MobileFaceNet(nn.Module):
         self._bottlenecks.append((name, stride == 1))
 
     def stages(self) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
-        """The network from input to output: (name, its units), for freezing and layer-wise rates."""
+        """The network from input to output: (name, its units)."""
         yield "conv_1", (self.conv_1,)
         yield "conv_2_dw", (self.conv_2_dw,)
         for name, _ in self._bottlenecks:
@@ -94,6 +95,7 @@ class MobileFaceNet(nn.Module):
         yield "conv_6sep", (self.conv_6sep,)
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         x = self.conv_2_dw(self.conv_1(x))
         for name, residual in self._bottlenecks:
             y = x

@@ -30,6 +30,7 @@ class ResNet18(nn.Module):
         self.layer3, self.layer4 = network.layer3, network.layer4
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """FERPlus (Barsoum et al., ICMI 2016) in its official layout.
 
-    ROOT/FER2013Train/fer0000000.png ... and label.csv   (likewise FER2013Valid, FER2013Test)
-    ROOT/test_twins.txt                                  (optional; lines such as Train/fer0000077.png)
+    ROOT/FER2013Train/label.csv, fer0000000.png ...  (likewise FER2013Valid, FER2013Test)
+    ROOT/test_twins.txt                              (optional; lines: Train/fer0000077.png)
 
 A row of label.csv: file name, box, then ten people's votes for neutral, happiness, surprise,
 sadness, anger, disgust, fear, contempt, unknown, not-a-face.
@@ -49,16 +49,16 @@ def majority_class(votes: ArrayLike) -> int | None:
 def vote_distribution(votes: ArrayLike) -> NDArray[np.float32] | None:
     """Soft label [8] float32 from one image's votes [10], or None where no expression won.
 
-    Single votes are dropped as outliers unless nothing else is left; None where unknown and
-    not-a-face together hold at least half of the votes.
+    Single votes are dropped as outliers unless nothing else is left; None where, of the votes that
+    remain, unknown and not-a-face hold at least half. What has a majority class has a soft label.
     """
     counts = np.asarray(votes, np.float32)
-    expressions = counts[: len(LABELS)]
-    if 2 * expressions.sum() <= counts.sum():
+    agreed = np.where(counts > 1, counts, 0)
+    kept = agreed if agreed.any() else counts
+    expressions = kept[: len(LABELS)]
+    if 2 * expressions.sum() <= kept.sum():
         return None
-    agreed = np.where(expressions > 1, expressions, 0)
-    kept = agreed if agreed.any() else expressions
-    return np.asarray(kept / kept.sum(), np.float32)
+    return np.asarray(expressions / expressions.sum(), np.float32)
 
 
 def load_split(root: Path, name: str, *, majority_only: bool = True) -> Split:

@@ -56,8 +56,15 @@ def concatenate(first: Split, second: Split) -> Split:
 
 
 def file_digests(paths: Iterable[Path]) -> list[str]:
-    """SHA-256 (hex) of each file's bytes."""
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    """SHA-256 (hex) of each file's bytes. Raises DatasetError naming a file it cannot read."""
+    return [_file_digest(path) for path in paths]
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def without_twins(split: Split, others: Split) -> Split:

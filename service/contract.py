@@ -1,0 +1,79 @@
+"""The contract that an ONNX expression model carries as metadata."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ModelContractError
+
+# One metadata entry of the ONNX file, a JSON document.
+METADATA_KEY = "lan_fer_contract"
+FORMAT_VERSION = 1
+
+Point = tuple[float, float]
+
+
+class ModelContract(BaseModel):
+    """What a model expects and means. The service hard-codes none of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1]
+    name: str = Field(min_length=1)
+    """How replies and metrics call the model."""
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Class names in the order of the logits."""
+    input_size: int = Field(ge=16, le=1024)
+    """Side of the square crop, pixels."""
+    color_mode: Literal["rgb", "gray"]
+    """"gray": the three channels are the crop's luminance, repeated."""
+    mean: tuple[float, float, float]
+    """Subtracted from RGB values in 0..255."""
+    std: tuple[float, float, float]
+    """Divides the difference."""
+    template: Annotated[tuple[Point, ...], Field(min_length=5, max_length=5)]
+    """Where eyes, nose and mouth corners go in the crop, input pixels."""
+    temperature: float = Field(gt=0)
+    """Logits are divided by it before the softmax, so that confidence means accuracy."""
+    bias: tuple[float, ...]
+    """Of the classifier: mean of a class's evidence plus its bias is its logit."""
+    fusion: Literal["add", "concat", "mean"]
+    backbone: str
+    dataset: str
+    protocol: str
+    validation_accuracy: float = Field(ge=0, le=1)
+    """Share of right answers on the validation split of `protocol`."""
+    run_id: str
+    licence: str
+    """Of the weights, with what they were derived from."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelContract:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        if len(self.bias) != len(self.labels):
+            raise ValueError(f"bias has {len(self.bias)} values for {len(self.labels)} labels")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+def parse_contract(metadata: dict[str, str], source: str) -> ModelContract:
+    """The contract in an ONNX file's metadata.
+
+    Raises ModelContractError, one line that names `source` and what is missing or wrong.
+    """
+    if METADATA_KEY not in metadata:
+        raise ModelContractError(
+            f"{source}: no metadata entry {METADATA_KEY!r}; export the model with "
+            "`python -m training export`, which writes its contract into the file"
+        )
+    try:
+        return ModelContract.model_validate_json(metadata[METADATA_KEY])
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'contract'}: {e['msg']}" for e in error.errors()
+        )
+        raise ModelContractError(f"{source}: contract refused ({problems})") from error

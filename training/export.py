@@ -1,0 +1,134 @@
+"""A trained LAN -> one ONNX file that carries its contract."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from service.contract import FORMAT_VERSION, METADATA_KEY, ModelContract
+from service.faces.alignment import ARCFACE_TEMPLATE, scaled_template
+from training.config import TrainingConfig
+from training.crops import MEAN, STD
+from training.lan import Lan
+
+OPSET = 17
+# Largest absolute difference allowed between torch, ONNX and service, on logits, attention and
+# evidence: float32 convolutions summed in another order differ by about 1e-5.
+TOLERANCE = 1e-3
+
+
+class ExportError(Exception):
+    """The exported file does not compute what the network does."""
+
+
+class LanForExport(nn.Module):
+    """The trained network with the outputs that the contract names; nothing else changes."""
+
+    def __init__(self, network: Lan) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N,3,S,S] -> logits [N,K], attention [N,1,7,7], evidence [N,K,7,7]."""
+        output = self.network(image)
+        attention = output.attention
+        evidence = self.network.evidence(output.feature_map, attention)
+        return output.logits, attention.unsqueeze(1), evidence
+
+
+def share_slopes(network: nn.Module) -> None:
+    """PReLUs whose slopes are all equal become LeakyReLUs, which ONNX Runtime fuses."""
+    for name, module in network.named_children():
+        if isinstance(module, nn.PReLU) and bool((module.weight == module.weight[0]).all()):
+            setattr(network, name, nn.LeakyReLU(float(module.weight[0])))
+        else:
+            share_slopes(module)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the contract says beyond the network itself."""
+
+    name: str
+    validation_accuracy: float
+    temperature: float
+    run_id: str
+    licence: str
+
+
+def make_contract(
+    network: Lan, config: TrainingConfig, provenance: dict[str, Any], facts: ModelFacts
+) -> ModelContract:
+    """The contract of a LAN trained by this package."""
+    size = network.backbone.input_size
+    template = scaled_template(ARCFACE_TEMPLATE, size).round(4).tolist()
+    return ModelContract(
+        format_version=FORMAT_VERSION,
+        name=facts.name,
+        labels=tuple(provenance["labels"]),
+        input_size=size,
+        color_mode="rgb",
+        mean=(MEAN,) * 3,
+        std=(STD,) * 3,
+        template=tuple((x, y) for x, y in template),
+        temperature=facts.temperature,
+        bias=tuple(network.classifier.bias.tolist()),
+        fusion=config.fusion,
+        backbone=config.backbone,
+        dataset=provenance["dataset"],
+        protocol=provenance["protocol"],
+        validation_accuracy=facts.validation_accuracy,
+        run_id=facts.run_id,
+        licence=facts.licence,
+    )
+
+
+def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
+    """Write `path` (batch size dynamic), then check it against torch.
+
+    Raises ExportError where a number differs by more than TOLERANCE.
+    """
+    exported = copy.deepcopy(network)
+    share_slopes(exported)
+    wrapper = LanForExport(exported).eval().to(memory_format=torch.contiguous_format)
+    size = contract.input_size
+    temporary = path.with_suffix(".part.onnx")
+    torch.onnx.export(
+        wrapper,
+        (torch.zeros(2, 3, size, size),),
+        str(temporary),
+        input_names=["image"],
+        output_names=["logits", "attention", "evidence"],
+        dynamic_axes={n: {0: "faces"} for n in ("image", "logits", "attention", "evidence")},
+        opset_version=OPSET,
+        dynamo=False,
+    )
+    model = onnx.load(temporary)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(contract.model_dump(mode="json"))
+    onnx.checker.check_model(model)
+    onnx.save(model, temporary)
+    difference = largest_difference(wrapper, temporary, size)
+    if not difference <= TOLERANCE:
+        temporary.unlink()
+        raise ExportError(f"{path}: ONNX differs from torch by {difference:.2g}")
+    temporary.replace(path)
+
+
+def largest_difference(wrapper: LanForExport, path: Path, size: int) -> float:
+    """Largest absolute difference between torch and the file, over three random images."""
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = wrapper(images)
+    session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    actual = session.run(["logits", "attention", "evidence"], {"image": images.numpy()})
+    return max(float(np.abs(a - e.numpy()).max()) for a, e in zip(actual, expected, strict=True))
