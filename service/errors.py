@@ -18,6 +18,7 @@
     │   │   └── HeadersTooLargeError    431
     │   ├── OverloadedError             429  with Retry-After
     │   ├── InferenceError              500  a network failed; the cause is kept, never shown
+    │   ├── UnexpectedError             500  a fault of ours; logged, never shown
     │   ├── UnavailableError            503  starting or draining, with Retry-After
     │   └── DeadlineExceededError       504
     └── StartupError                    ends the process: one line, exit code 1
@@ -186,6 +187,14 @@ class InferenceError(ProblemError):
     status = 500
     slug = "inference-failed"
     title = "The image could not be analysed"
+
+
+class UnexpectedError(ProblemError):
+    """An exception nobody foresaw, caught at the application's edge."""
+
+    status = 500
+    slug = "unexpected-error"
+    title = "Something unexpected went wrong"
 
 
 class DeadlineExceededError(ProblemError):

@@ -1,0 +1,75 @@
+"""Whether the service takes work: the phase it is in, and how many images are in flight.
+
+Used from the event loop alone, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from service.errors import OverloadedError, UnavailableError
+from service.metrics import Metrics
+
+STARTING_RETRY_SECONDS = 2
+DRAINING_RETRY_SECONDS = 5
+
+
+class Phase(Enum):
+    """Phases follow each other in this order; the value tells a client which one it is."""
+
+    STARTING = "The service is starting: its networks are being warmed up."
+    READY = "The service is ready."
+    DRAINING = "The service is shutting down and takes no new images."
+
+
+class Lifecycle:
+    """The phase, and one permit for each image in flight."""
+
+    def __init__(self, *, max_in_flight_images: int, metrics: Metrics) -> None:
+        self._phase = Phase.STARTING
+        self._capacity = max_in_flight_images
+        self._in_flight = 0
+        # Read when asked for: drain() runs in a signal handler, where taking a lock could hang.
+        metrics.ready.set_function(lambda: self._phase is Phase.READY)
+        metrics.images_in_flight.set_function(lambda: self._in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """Images accepted and not yet answered."""
+        return self._in_flight
+
+    def become_ready(self) -> None:
+        """Everything is warm. Does nothing once draining: a stop during the start wins."""
+        if self._phase is Phase.STARTING:
+            self._phase = Phase.READY
+
+    def drain(self) -> None:
+        """Take no more images; those in flight go on."""
+        self._phase = Phase.DRAINING
+
+    def require_ready(self) -> None:
+        """Raises UnavailableError in every phase but READY."""
+        if self._phase is Phase.STARTING:
+            raise UnavailableError(self._phase.value, retry_after_seconds=STARTING_RETRY_SECONDS)
+        if self._phase is Phase.DRAINING:
+            raise UnavailableError(self._phase.value, retry_after_seconds=DRAINING_RETRY_SECONDS)
+
+    @contextmanager
+    def admit_image(self) -> Iterator[None]:
+        """Hold a permit for one image, from before its body is read until it is answered.
+
+        Raises UnavailableError where the service is not ready, OverloadedError where no permit is
+        left: refusing at once is kinder than a queue in which every request times out.
+        """
+        self.require_ready()
+        if self._in_flight >= self._capacity:
+            raise OverloadedError(
+                f"{self._capacity} images are in flight, as many as the service takes."
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1

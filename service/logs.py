@@ -1,0 +1,45 @@
+"""Logging: one line an event, key=value or JSON, for this service and every library in it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.types import Processor
+
+KEY_ORDER = ["time", "level", "logger", "event", "request_id"]
+# They tell what our own lines tell already.
+QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"], style: Literal["plain", "json"]
+) -> None:
+    """Send every log record to standard error, formatted; call it once in the process."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: Processor = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.processors.LogfmtRenderer(key_order=KEY_ORDER, drop_missing=True)
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

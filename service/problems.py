@@ -1,0 +1,110 @@
+"""Errors to replies: every error, whoever raised it, is a problem document (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import InvalidOptionError, ProblemError
+from service.schemas import FieldProblem, Problem
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:problem-type:lan-fer:"
+MAX_ECHO = 80
+
+logger = logging.getLogger(__name__)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer our errors, FastAPI's and Starlette's alike."""
+    app.add_exception_handler(ProblemError, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_options)
+    app.add_exception_handler(HTTPException, _answer_http)
+
+
+def problem_response(
+    request: Request,
+    error: ProblemError,
+    *,
+    fields: list[FieldProblem] | None = None,
+) -> Response:
+    """The reply to `error`."""
+    return _response(
+        request,
+        status=error.status,
+        slug=error.slug,
+        title=error.title,
+        detail=error.detail,
+        fields=fields,
+        headers=error.headers,
+    )
+
+
+def _response(
+    request: Request,
+    *,
+    status: int,
+    slug: str,
+    title: str,
+    detail: str,
+    fields: list[FieldProblem] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    request.state.problem = slug
+    problem = Problem(
+        type=TYPE_PREFIX + slug,
+        title=title,
+        status=status,
+        detail=detail,
+        request_id=request.state.request_id,
+        errors=fields,
+    )
+    body = problem.model_dump_json(exclude_none=True)
+    return Response(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    if error.__cause__ is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s", error.slug, exc_info=error)
+    return problem_response(request, error)
+
+
+async def _answer_invalid_options(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fields = [field_problem(e) for e in error.errors()]
+    detail = "; ".join(f"{field.location}: {field.message}" for field in fields)
+    return problem_response(request, InvalidOptionError(detail), fields=fields)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    return _response(
+        request,
+        status=error.status_code,
+        slug=title.lower().replace(" ", "-"),
+        title=title,
+        detail=_HTTP_DETAILS.get(error.status_code, error.detail),
+        headers=error.headers,
+    )
+
+
+_HTTP_DETAILS = {
+    404: "There is nothing at this path; see /docs.",
+    405: "This path does not take this method; see the Allow header.",
+}
+
+
+def field_problem(error: Mapping[str, Any]) -> FieldProblem:
+    """One of pydantic's errors without the value that was sent: it may be a whole photo."""
+    location = ".".join(str(part) for part in error["loc"])
+    return FieldProblem(location=location[:MAX_ECHO], message=str(error["msg"]))

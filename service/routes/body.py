@@ -1,0 +1,162 @@
+"""The bytes of the photo out of a request body, under limits that hold while it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
+
+import pybase64
+from pydantic import ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import (
+    EmptyBodyError,
+    InvalidImageError,
+    MalformedRequestError,
+    MissingImageError,
+    PayloadTooLargeError,
+    SlowRequestError,
+    UnsupportedMediaTypeError,
+)
+from service.problems import field_problem
+from service.schemas import PredictJson
+from service.settings import Settings
+
+FIELD = "file"
+MAX_OTHER_FIELDS = 8
+MAX_OTHER_FIELD_BYTES = 4096
+ACCEPTED = "multipart/form-data, application/json or image/*"
+
+
+async def read_photo(request: Request, settings: Settings, pool: Executor) -> bytes:
+    """The image file in the request: multipart field `file`, raw image/* body, or JSON.
+
+    Raises EmptyBodyError, MalformedRequestError, MissingImageError, InvalidImageError,
+    PayloadTooLargeError, SlowRequestError, UnsupportedMediaTypeError and ClientDisconnect.
+    """
+    _check_length(request.headers, settings.max_body_bytes)
+    _check_encoding(request.headers)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    chunks = _limited(request, settings.max_body_bytes)
+    try:
+        async with asyncio.timeout(settings.body_timeout_ms / 1000):
+            if kind == "multipart/form-data":
+                return await _from_multipart(request.headers, chunks)
+            if kind == "application/json":
+                body = await _join(chunks)
+            elif kind.startswith("image/"):
+                return await _join(chunks)
+            else:
+                got = f"not {kind[:100]}" if kind else "and there is none"
+                raise UnsupportedMediaTypeError(f"Content-Type must be {ACCEPTED}, {got}.")
+    except TimeoutError as error:
+        raise SlowRequestError(
+            f"The body did not arrive within {settings.body_timeout_ms} ms."
+        ) from error
+    return await asyncio.get_running_loop().run_in_executor(pool, _from_json, body)
+
+
+def _check_length(headers: Headers, max_bytes: int) -> None:
+    length = headers.get("content-length")
+    if length is None and "transfer-encoding" not in headers:
+        length = "0"  # HTTP/1.1: neither header, no body
+    if length is None:
+        return
+    if not length.isdecimal():
+        raise MalformedRequestError("Content-Length is not a number.")
+    if int(length) == 0:
+        raise EmptyBodyError("The body is empty; send an image file.")
+    if int(length) > max_bytes:
+        raise PayloadTooLargeError(f"The body has {length} bytes; at most {max_bytes} are taken.")
+
+
+def _check_encoding(headers: Headers) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaTypeError("Content-Encoding must be absent: send the file as it is.")
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks; the Content-Length may be absent, so they are counted as they come."""
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise PayloadTooLargeError(f"The body has more than {max_bytes} bytes.")
+        yield chunk
+
+
+async def _join(chunks: AsyncGenerator[bytes, None]) -> bytes:
+    body = b"".join([chunk async for chunk in chunks])
+    if not body:
+        raise EmptyBodyError("The body is empty; send an image file.")
+    return body
+
+
+class _InMemoryParser(MultiPartParser):
+    """Keeps uploads in memory: photos never touch the disk, and the body's limit bounds them."""
+
+    spool_max_size = 0  # SpooledTemporaryFile: no size at which it moves to the disk
+    complete = False
+
+    def on_end(self) -> None:
+        """Called at the closing boundary, which a body that was cut off does not have."""
+        self.complete = True
+
+
+async def _from_multipart(headers: Headers, chunks: AsyncGenerator[bytes, None]) -> bytes:
+    parser = _InMemoryParser(
+        headers,
+        chunks,
+        max_files=1,
+        max_fields=MAX_OTHER_FIELDS,
+        max_part_size=MAX_OTHER_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise MalformedRequestError(f"The multipart body is malformed. {error.message}") from error
+    try:
+        if not parser.complete:
+            raise MalformedRequestError("The multipart body ends before its closing boundary.")
+        upload = form.get(FIELD)
+        if not isinstance(upload, UploadFile):
+            raise MissingImageError(
+                f"The form needs a field {FIELD!r} that holds an image file, with a file name."
+            )
+        return await upload.read()
+    finally:
+        await form.close()
+
+
+def _from_json(body: bytes) -> bytes:
+    try:
+        text = PredictJson.model_validate_json(body).image
+    except ValidationError as error:
+        raise _json_error(error) from error
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise InvalidImageError("image: a data URI must be in base64 (data:image/...;base64,).")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidImageError(
+            "image: neither base64 without line breaks nor a data URI; web addresses and file "
+            "names are not read."
+        ) from error
+
+
+def _json_error(error: ValidationError) -> MalformedRequestError | MissingImageError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return MalformedRequestError("The body is no valid JSON.")
+    problem = field_problem(first)
+    return MissingImageError(
+        f'The body must be {{"image": "<base64 or data URI>"}}. '
+        f"{problem.location or 'body'}: {problem.message}"
+    )

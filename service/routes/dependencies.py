@@ -1,0 +1,51 @@
+"""What routes ask FastAPI for, and what they tell its OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from service.errors import (
+    HeadersTooLargeError,
+    OverloadedError,
+    ProblemError,
+    UnavailableError,
+    UnexpectedError,
+)
+from service.schemas import Problem
+from service.state import ServiceState
+
+
+async def _service_state(request: Request) -> ServiceState:
+    state = request.app.state.service
+    assert isinstance(state, ServiceState)
+    return state
+
+
+ServiceDependency = Annotated[ServiceState, Depends(_service_state)]
+
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds after which to try again.",
+        "schema": {"type": "integer"},
+    }
+}
+_WITH_RETRY_AFTER = {OverloadedError.status, UnavailableError.status}
+# Any route may answer these: the edge checks the headers and catches what nobody expected.
+_EVERYWHERE: tuple[type[ProblemError], ...] = (HeadersTooLargeError, UnexpectedError)
+
+
+def problems(*errors: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may raise `errors`."""
+    titles: dict[int, list[str]] = {}
+    for error in (*errors, *_EVERYWHERE):
+        titles.setdefault(error.status, []).append(error.title)
+    return {
+        status: {
+            "model": Problem,
+            "description": "; ".join(titles[status]),
+            "headers": _RETRY_AFTER if status in _WITH_RETRY_AFTER else {},
+        }
+        for status in sorted(titles)
+    }

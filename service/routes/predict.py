@@ -1,0 +1,172 @@
+"""POST /predict: a photo in, faces with expressions out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.errors import (
+    DeadlineExceededError,
+    EmptyBodyError,
+    ImageTooLargeError,
+    InferenceError,
+    InvalidImageError,
+    InvalidOptionError,
+    MalformedRequestError,
+    MissingImageError,
+    NotAcceptableError,
+    OverloadedError,
+    PayloadTooLargeError,
+    SlowRequestError,
+    UnavailableError,
+    UnsupportedMediaTypeError,
+)
+from service.recognizer import Recognition
+from service.replies import ReplyWriter
+from service.routes.body import FIELD, read_photo
+from service.routes.dependencies import ServiceDependency, problems
+from service.routes.negotiation import ReplyType, reply_type
+from service.routes.waiting import answer_in_time
+from service.schemas import PredictJson, PredictOptions, PredictReply
+from service.state import ServiceState
+
+router = APIRouter(tags=["expressions"])
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [FIELD],
+                "properties": {FIELD: {"type": "string", "format": "binary"}},
+            }
+        },
+        "image/jpeg": _BINARY,
+        "image/png": _BINARY,
+        "image/webp": _BINARY,
+        "application/json": {"schema": PredictJson.model_json_schema()},
+    },
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": PredictReply,
+        "description": "The faces; or, as Accept asks, the photo with everything drawn on it.",
+        "content": {"image/png": _BINARY, "image/jpeg": _BINARY},
+    },
+    **problems(
+        EmptyBodyError,
+        MalformedRequestError,
+        NotAcceptableError,
+        SlowRequestError,
+        PayloadTooLargeError,
+        ImageTooLargeError,
+        UnsupportedMediaTypeError,
+        InvalidOptionError,
+        MissingImageError,
+        InvalidImageError,
+        OverloadedError,
+        InferenceError,
+        UnavailableError,
+        DeadlineExceededError,
+    ),
+}
+
+
+@router.post(
+    "/predict",
+    summary="Read the expressions in a photo",
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
+async def predict(
+    request: Request,
+    options: Annotated[PredictOptions, Query()],
+    service: ServiceDependency,
+) -> Response:
+    """Finds every face, says which expression it shows, and where the network looked.
+
+    Send the photo as the multipart field `file`, as a raw `image/*` body, or as base64 in JSON.
+    With `Accept: image/jpeg` or `image/png` the photo itself comes back, with boxes, labels and
+    heat maps drawn on it.
+    """
+    media_type = reply_type(request.headers.get("accept"))
+    with service.lifecycle.admit_image():
+        _check_options(options, service)
+        arrived = time.perf_counter()
+        photo = await read_photo(request, service.settings, service.pool)
+        writer = ReplyWriter(
+            classifier=service.recognizer.networks.classifier,
+            options=options,
+            request_id=request.state.request_id,
+            receive_seconds=time.perf_counter() - arrived,
+        )
+        return await answer_in_time(
+            request,
+            _answer(request, service, photo, writer, media_type),
+            deadline_ms=service.settings.deadline_ms,
+        )
+
+
+async def _answer(
+    request: Request,
+    service: ServiceState,
+    photo: bytes,
+    writer: ReplyWriter,
+    media_type: ReplyType,
+) -> Response:
+    recognition = await service.recognizer.recognize(
+        photo, max_faces=writer.options.max_faces, min_score=writer.options.min_score
+    )
+    request.state.log_fields = _log_fields(recognition)
+    write = (
+        partial(writer.json, recognition)
+        if media_type == "application/json"
+        else partial(writer.picture, recognition, media_type)
+    )
+    started = time.perf_counter()
+    content = await asyncio.get_running_loop().run_in_executor(service.pool, write)
+    service.metrics.observe_stages(
+        {"receive": writer.receive_seconds, "render": time.perf_counter() - started}
+    )
+    headers = {"Server-Timing": _server_timing(recognition), "Vary": "Accept"}
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def _check_options(options: PredictOptions, service: ServiceState) -> None:
+    """What only the service's settings and the model can tell. Raises InvalidOptionError."""
+    limit = service.settings.max_faces
+    if options.max_faces is not None and options.max_faces > limit:
+        raise InvalidOptionError(f"max_faces may be at most {limit} here.")
+    if options.class_ is None:
+        return
+    if options.explain != "evidence":
+        raise InvalidOptionError("class needs explain=evidence.")
+    labels = service.recognizer.networks.classifier.contract.labels
+    if options.class_ not in labels:
+        raise InvalidOptionError(f"class must be one of {', '.join(labels)}.")
+
+
+def _log_fields(recognition: Recognition) -> dict[str, object]:
+    height, width = recognition.image.pixels.shape[:2]
+    milliseconds = {
+        f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in recognition.seconds.items()
+    }
+    return {
+        "format": recognition.image.format,
+        "pixels": f"{width}x{height}",
+        "faces": recognition.faces_found,
+        **milliseconds,
+    }
+
+
+def _server_timing(recognition: Recognition) -> str:
+    return ", ".join(
+        f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in recognition.seconds.items()
+    )

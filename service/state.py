@@ -1,0 +1,90 @@
+"""What the routes of one app share, and how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from service.errors import ServiceError, StartupError, UnavailableError
+from service.lifecycle import Lifecycle, Phase
+from service.metrics import Metrics
+from service.recognizer import Networks, Recognizer
+from service.settings import Settings, available_cpus
+
+logger = logging.getLogger(__name__)
+
+LoadNetworks = Callable[[Settings], Networks]
+OnStartFailure = Callable[[StartupError], None]
+
+
+class ServiceState:
+    """One running service: settings, metrics, lifecycle, threads and, once loaded, networks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.lifecycle = Lifecycle(
+            max_in_flight_images=settings.max_in_flight_images, metrics=self.metrics
+        )
+        self.pool = ThreadPoolExecutor(
+            settings.image_workers or available_cpus(), thread_name_prefix="image"
+        )
+        self._recognizer: Recognizer | None = None
+
+    @property
+    def recognizer(self) -> Recognizer:
+        """Raises UnavailableError until the networks are loaded."""
+        if self._recognizer is None:
+            raise UnavailableError(Phase.STARTING.value)
+        return self._recognizer
+
+    async def start(self, load: LoadNetworks, on_failure: OnStartFailure) -> None:
+        """Load, warm up, become ready; health endpoints answer meanwhile."""
+        started = time.perf_counter()
+        try:
+            await self._load_and_warm_up(load)
+        except StartupError as error:
+            on_failure(error)
+        except ServiceError as error:
+            on_failure(StartupError(f"a network failed in its first run: {_causes(error)}"))
+        except Exception as error:  # the edge: a start that fails must never look like a slow one
+            logger.exception("unexpected error while starting")
+            on_failure(StartupError(f"unexpected error while starting: {_causes(error)}"))
+        else:
+            self.lifecycle.become_ready()
+            logger.info("ready", extra={"seconds": round(time.perf_counter() - started, 2)})
+
+    async def _load_and_warm_up(self, load: LoadNetworks) -> None:
+        networks = await asyncio.to_thread(load, self.settings)
+        recognizer = Recognizer(networks, self.settings, pool=self.pool, metrics=self.metrics)
+        recognizer.start()
+        self._recognizer = recognizer
+        contract = networks.classifier.contract
+        self.metrics.model.info(
+            {
+                "name": contract.name,
+                "version": networks.classifier.sha256,
+                "detector_version": networks.detector.sha256,
+                "provider": networks.provider,
+            }
+        )
+        await asyncio.to_thread(networks.warm_up)
+
+    async def stop(self) -> None:
+        """Take no more images, finish what is queued, end the threads."""
+        self.lifecycle.drain()
+        if self._recognizer is not None:
+            await self._recognizer.drain(self.settings.drain_seconds)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _causes(error: BaseException | None) -> str:
+    """The first line of the error and of each of its causes."""
+    lines = []
+    while error is not None:
+        lines.append(next(iter(str(error).splitlines()), type(error).__name__))
+        error = error.__cause__
+    return ": ".join(lines)
