@@ -40,7 +40,9 @@ class Stack:
     environment: dict[str, str]
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run("docker", "compose", *arguments, env=self.environment, check=check)
+        return run(
+            "docker", "compose", "--ansi", "never", *arguments, env=self.environment, check=check
+        )
 
     def in_service(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run Python inside the service's container."""
@@ -111,7 +113,7 @@ def stack(engine: None) -> Iterator[Stack]:
     try:
         up = started.compose("up", "--build", "--wait", "--wait-timeout", "300", check=False)
         if up.returncode != 0:
-            logs = started.compose("logs", "--no-color", "--tail", "50", check=False)
+            logs = started.compose("logs", "--tail", "50", "lan-fer", check=False)
             pytest.fail(f"the stack did not come up:\n{tail(up)}\n{logs.stdout}")
         yield started
     finally:
