@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,7 @@ def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
     wrapper = LanForExport(exported).eval().to(memory_format=torch.contiguous_format)
     size = contract.input_size
     temporary = path.with_suffix(".part.onnx")
-    torch.onnx.export(
-        wrapper,
-        (torch.zeros(2, 3, size, size),),
-        str(temporary),
-        input_names=["image"],
-        output_names=["logits", "attention", "evidence"],
-        dynamic_axes={n: {0: "faces"} for n in ("image", "logits", "attention", "evidence")},
-        opset_version=OPSET,
-        dynamo=False,
-    )
+    _trace(wrapper, size, temporary)
     model = onnx.load(temporary)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(contract.model_dump(mode="json"))
@@ -122,6 +114,21 @@ def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
         temporary.unlink()
         raise ExportError(f"{path}: ONNX differs from torch by {difference:.2g}")
     temporary.replace(path)
+
+
+def _trace(wrapper: LanForExport, size: int, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+        torch.onnx.export(
+            wrapper,
+            (torch.zeros(2, 3, size, size),),
+            str(path),
+            input_names=["image"],
+            output_names=["logits", "attention", "evidence"],
+            dynamic_axes={n: {0: "faces"} for n in ("image", "logits", "attention", "evidence")},
+            opset_version=OPSET,
+            dynamo=False,
+        )
 
 
 def largest_difference(wrapper: LanForExport, path: Path, size: int) -> float:

@@ -70,12 +70,13 @@ def prepare(
 ) -> Prepared:
     """Find the face of each image, keeping results in `store` (JSON lines) as they come.
 
-    Run again after an interruption, it goes on where it stopped. The largest face is taken.
+    Run again after an interruption, it goes on where it stopped; an image whose bytes changed is
+    examined anew. The largest face is taken.
     Raises PreparationError where `store` was made by another detector or version.
     """
     header = {"detector": detector.sha256, "version": PIPELINE_VERSION}
     done = _read_store(store, header)
-    missing = [path for path in paths if _key(path) not in done]
+    missing = [path for path in paths if not _is_current(path, done.get(_key(path)))]
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.open("a") as file, ThreadPoolExecutor(workers) as pool:
         if not done and not file.tell():
@@ -111,17 +112,25 @@ def _json_lines(store: Path) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in complete.splitlines())
 
 
-def _examine(path: Path, detector: FaceDetector) -> dict[str, Any]:
+def _is_current(path: Path, entry: dict[str, Any] | None) -> bool:
+    """`entry` was made from the bytes that the file has now."""
+    return entry is not None and entry.get("sha256") == _digest(path)
+
+
+def _digest(path: Path) -> str | None:
     try:
-        data = path.read_bytes()
-        image = decode_image(data, LIMITS).pixels
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _examine(path: Path, detector: FaceDetector) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": _key(path), "sha256": _digest(path)}
+    try:
+        image = read_image(path)
     except (RequestError, OSError) as error:
-        return {"image": _key(path), "status": UNREADABLE, "reason": str(error)}
-    entry: dict[str, Any] = {
-        "image": _key(path),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "size": [image.shape[0], image.shape[1]],
-    }
+        return entry | {"status": UNREADABLE, "reason": str(error)}
+    entry["size"] = [image.shape[0], image.shape[1]]
     faces = detector.detect(image)
     return entry | (_face_entry(faces[0]) if faces else {"status": NO_FACE})
 
