@@ -69,7 +69,7 @@ def test_shipped_networks_match_their_checksums() -> None:
     checksums = {name: digest for digest, name in lines}
     assert checksums.pop("retinaface_mnet025.onnx") == SOURCE.onnx_sha256
     shipped = {p.name for p in models.glob("*.onnx")} - {"retinaface_mnet025.onnx"}
-    assert checksums.keys() == shipped
+    assert checksums.keys() == shipped, "run: make checksums"
     for name, digest in checksums.items():
         found = hashlib.sha256((models / name).read_bytes()).hexdigest()
         assert found == digest, "run: make checksums"
