@@ -118,7 +118,8 @@ def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
 
 def _trace(wrapper: LanForExport, size: int, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+        # That this exporter is the older of torch's two is known, and said here alone.
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             wrapper,
             (torch.zeros(2, 3, size, size),),
