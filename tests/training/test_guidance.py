@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from tests.training.made_up import ROOT, clouds, coloured_split, enliven, fitted, tiny_lan
-from training import pipeline
 from training.config import TrainingConfig
 from training.guidance import (
     GuidanceMaps,
@@ -25,6 +24,7 @@ from training.guidance import (
 )
 from training.lan import Lan
 from training.pipeline import PreparedSplit, RunPaths, guidance_for
+from training.preparation import PIPELINE_VERSION
 
 COUNT, GRID, CHANNELS = 300, 7, 6
 
@@ -179,9 +179,7 @@ def other_pixels(inputs: Inputs) -> Inputs:
 
 def other_images(inputs: Inputs) -> Inputs:
     kept = np.arange(24) != 3
-    prepared = PreparedSplit(
-        inputs.prepared.split.subset(kept), inputs.prepared.faces.subset(kept)
-    )
+    prepared = PreparedSplit(inputs.prepared.split.subset(kept), inputs.prepared.faces.subset(kept))
     return dataclasses.replace(inputs, prepared=prepared)
 
 
@@ -234,7 +232,7 @@ def test_another_preprocessing_never_meets_a_stale_cache(
 ) -> None:
     paths = run_paths(tmp_path)
     guide(inputs, paths)
-    monkeypatch.setattr(pipeline, "PIPELINE_VERSION", pipeline.PIPELINE_VERSION + 1)
+    monkeypatch.setattr("training.pipeline.PIPELINE_VERSION", PIPELINE_VERSION + 1)
     guide(inputs, paths)
     assert len(list(paths.cache.iterdir())) == 2
 

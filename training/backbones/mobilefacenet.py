@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -108,14 +109,18 @@ class MobileFaceNet(nn.Module):
 def load_mobilefacenet(path: Path | None) -> MobileFaceNet:
     """MobileFaceNet with the weights of a safetensors file in InsightFace's key names.
 
-    `None` leaves random weights. Raises CheckpointError where a key is missing, unknown or of
-    another shape.
+    `None` leaves random weights. Raises CheckpointError where the file is missing or no
+    safetensors, or a key is missing, unknown or of another shape.
     """
     network = MobileFaceNet()
     if path is not None:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file (backbone weights, safetensors)")
-        state = {k: v for k, v in load_file(path).items() if not k.startswith(HEAD_PREFIXES)}
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+        state = {k: v for k, v in tensors.items() if not k.startswith(HEAD_PREFIXES)}
         load_exactly(network, state, path)
     return network
 
