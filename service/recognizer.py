@@ -173,8 +173,8 @@ class Recognizer:
         clock = StageClock()
         limit = self._settings.max_faces if max_faces is None else max_faces
         threshold = self._settings.min_score if min_score is None else min_score
-        image, placement = await self._offload(partial(self._open, data, clock))
-        faces = await self._detect(image, placement, threshold, clock)
+        image, placements = await self._offload(partial(self._open, data, clock))
+        faces = await self._detect(image, placements, threshold, clock)
         found = await self._offload(partial(self._align, image, faces[:limit], clock))
         readings = await self._run("classify", self._classifier, [f.crop for f in found], clock)
         recognition = Recognition(
@@ -186,49 +186,51 @@ class Recognizer:
         self._record(recognition)
         return recognition
 
-    def _open(self, data: bytes, clock: StageClock) -> tuple[DecodedImage, Placement]:
+    def _open(self, data: bytes, clock: StageClock) -> tuple[DecodedImage, list[Placement]]:
         with clock.measure("decode"):
             image = decode_image(data, self._limits)
-        with clock.measure("detect"):
-            height, width = image.pixels.shape[:2]
-            look = self.networks.detector.looks(height, width)[0]
-            return image, self.networks.detector.place(image.pixels, look)
+        height, width = image.pixels.shape[:2]
+        first = self.networks.detector.rounds(height, width)[0]
+        return image, self._place(image, first, clock)
 
     async def _detect(
         self,
         image: DecodedImage,
-        placement: Placement,
+        placements: Sequence[Placement],
         min_score: float | None,
         clock: StageClock,
     ) -> list[Face]:
-        """All faces; the detector's later looks are taken only while none was found."""
-        faces = await self._look(placement, min_score, clock)
-        for look in self.networks.detector.looks(*image.pixels.shape[:2])[1:]:
+        """All faces; the detector's later rounds are for photos where none was found yet."""
+        height, width = image.pixels.shape[:2]
+        faces = await self._look(placements, min_score, clock)
+        for looks in self.networks.detector.rounds(height, width)[1:]:
             if faces:
                 break
-            again = await self._offload(partial(self._place, image, look, clock))
+            again = await self._offload(partial(self._place, image, looks, clock))
             faces = await self._look(again, min_score, clock)
         return faces
 
     async def _look(
-        self, placement: Placement, min_score: float | None, clock: StageClock
+        self, placements: Sequence[Placement], min_score: float | None, clock: StageClock
     ) -> list[Face]:
-        (raw,) = await self._run("detect", self._detector, [placement], clock)
-        return await self._offload(partial(self._finish, raw, placement, min_score, clock))
+        raws = await self._run("detect", self._detector, placements, clock)
+        return await self._offload(partial(self._finish, raws, placements, min_score, clock))
 
-    def _place(self, image: DecodedImage, look: Look, clock: StageClock) -> Placement:
+    def _place(
+        self, image: DecodedImage, looks: Sequence[Look], clock: StageClock
+    ) -> list[Placement]:
         with clock.measure("detect"):
-            return self.networks.detector.place(image.pixels, look)
+            return [self.networks.detector.place(image.pixels, look) for look in looks]
 
     def _finish(
         self,
-        raw: RawDetections,
-        placement: Placement,
+        raws: Sequence[RawDetections],
+        placements: Sequence[Placement],
         min_score: float | None,
         clock: StageClock,
     ) -> list[Face]:
         with clock.measure("detect"):
-            return self.networks.detector.finish(raw, placement, min_score=min_score)
+            return self.networks.detector.finish(raws, placements, min_score=min_score)
 
     def _align(
         self, image: DecodedImage, faces: Sequence[Face], clock: StageClock

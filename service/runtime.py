@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import onnxruntime as ort
+# Read when the library is loaded: without it, ONNX Runtime reports its use to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from service.errors import ModelFileError, ProviderUnavailableError
+import onnxruntime as ort  # noqa: E402
+
+from service.errors import ModelFileError, ProviderUnavailableError  # noqa: E402
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 

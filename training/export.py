@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
 from service.contract import FORMAT_VERSION, METADATA_KEY, ModelContract
 from service.faces.alignment import ARCFACE_TEMPLATE, scaled_template
+from service.runtime import SessionSettings, load_model
 from training.config import TrainingConfig
 from training.crops import MEAN, STD
 from training.lan import Lan
@@ -137,6 +137,6 @@ def largest_difference(wrapper: LanForExport, path: Path, size: int) -> float:
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = wrapper(images)
-    session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    session = load_model(path, SessionSettings("cpu")).session
     actual = session.run(["logits", "attention", "evidence"], {"image": images.numpy()})
     return max(float(np.abs(a - e.numpy()).max()) for a, e in zip(actual, expected, strict=True))

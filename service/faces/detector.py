@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,10 +42,19 @@ LONG_SIDES = (320, 640, 1280)
 # those of the mirrored picture at a scale of 3 (of 2.3 to 6.7 tried).
 MAX_ENLARGEMENT = 3.0
 
-DEFAULT_MIN_SCORE = 0.6
-# Long sides of the image, in pixels of the smallest canvas, where the first look found nothing.
+# Scores from which a face counts, by its longer side on the canvas: small faces score low, while
+# what scores 0.5 to 0.7 and is large was a texture or a cat in the photos tried.
+SMALL_FACE = 64
+SMALL_FACE_MIN_SCORE = 0.5
+MIN_SCORE = 0.7
+# The largest canvas is joined by a look at the whole image on the smallest one, a quarter of its
+# size: large faces are seen better there (beyond 512 pixels they outgrow the anchors and are seen
+# in pieces). The two ranges overlap a little.
+LARGEST_FACE = 224
+COARSE_SMALLEST_FACE = 45
+# Long sides of the image, in pixels of the smallest canvas, where the first round found nothing.
 SECOND_LOOK_SIDES = (200, 320, 112)
-SECOND_LOOK_MIN_SCORE = 0.5
+SECOND_LOOK_MIN_SCORE = 0.65
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +77,10 @@ class Look:
     """(height, width) in pixels."""
     scale: float
     """Canvas pixels per image pixel."""
-    min_score: float | None = None
-    """Scores below this do not count in this look; None: the caller's threshold."""
+    min_score: float
+    """Scores of faces that are not small count from here, unless the caller names a threshold."""
+    sides: tuple[float, float] = (0.0, math.inf)
+    """Only faces whose longer side has so many canvas pixels count in this look."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +129,24 @@ def fitting_canvas(height: float, width: float) -> tuple[int, int]:
     return min(fitting, key=lambda c: c[0] * c[1], default=CANVAS_SIZES[-1])
 
 
-def plan_looks(height: int, width: int) -> tuple[Look, ...]:
-    """How to look at an image of `height` x `width` pixels, best way first.
+def plan_rounds(height: int, width: int) -> tuple[tuple[Look, ...], ...]:
+    """How to look at an image of `height` x `width` pixels.
 
-    The later looks are for the image in which the earlier ones found nothing: it may be one big
-    face that fills the frame, which is found once it is drawn at another size.
+    All looks of a round are taken and their faces merged; the next round is for the image in
+    which the rounds before found nothing: it may be one big face that fills the frame, which is
+    found once it is drawn at another size.
     """
     long_side = max(height, width)
+    small = CANVAS_SIZES[0]
     target = next((side for side in LONG_SIDES if side >= long_side), LONG_SIDES[-1])
     scale = min(target / long_side, MAX_ENLARGEMENT)
-    first = Look(fitting_canvas(height * scale, width * scale), scale)
-    small = CANVAS_SIZES[0]
+    first = [Look(fitting_canvas(height * scale, width * scale), scale, MIN_SCORE)]
+    if target == LONG_SIDES[-1]:
+        coarse_scale = LONG_SIDES[0] / long_side
+        fine = replace(first[0], sides=(0.0, LARGEST_FACE))
+        first = [Look(small, coarse_scale, MIN_SCORE, (COARSE_SMALLEST_FACE, math.inf)), fine]
     again = [Look(small, side / long_side, SECOND_LOOK_MIN_SCORE) for side in SECOND_LOOK_SIDES]
-    return (first, *(look for look in again if look.scale != scale))
+    return (tuple(first), *((look,) for look in again if look.scale != scale))
 
 
 def place(image: UInt8, look: Look) -> Placement:
@@ -153,25 +170,36 @@ def place(image: UInt8, look: Look) -> Placement:
     return Placement(np.asarray(pixels, np.uint8), look, (left, top), image_size)
 
 
-def decode(raw: RawDetections, canvas: tuple[int, int], min_score: float) -> list[Face]:
-    """Faces in canvas pixels with a score of at least `min_score`, after NMS, best score first."""
-    kept = np.flatnonzero(raw.scores >= min_score)
-    if not len(kept):
-        return []
+def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> list[Face]:
+    """Faces in canvas pixels, after NMS. `min_score` (0..1) overrides the look's thresholds."""
+    lowest = min(look.min_score, SMALL_FACE_MIN_SCORE) if min_score is None else min_score
+    kept = np.flatnonzero(raw.scores >= lowest)
     # Decoding the few candidates alone: a canvas has up to 67,200 anchors.
-    scores = raw.scores[kept]
-    centre, side = anchors(canvas)[kept, :2], anchors(canvas)[kept, 2:]
+    cells = anchors(look.canvas)[kept]
+    centre, side = cells[:, :2], cells[:, 2:]
     offsets = raw.offsets[kept]
     centres = centre + offsets[:, :2] * CENTRE_VARIANCE * side
     sizes = side * np.exp(offsets[:, 2:] * SIZE_VARIANCE)
-    corners = centres - sizes / 2
-    landmarks = centre[:, None] + (
-        raw.landmark_offsets[kept].reshape(-1, 5, 2) * CENTRE_VARIANCE * side[:, None]
+    points = raw.landmark_offsets[kept].reshape(-1, 5, 2) * CENTRE_VARIANCE * side[:, None]
+    boxes = np.concatenate((centres - sizes / 2, centres + sizes / 2), 1)
+    landmarks = centre[:, None] + points
+    scores, longer = raw.scores[kept], sizes.max(1)
+    wanted = (longer >= look.sides[0]) & (longer <= look.sides[1])
+    if min_score is None:
+        wanted &= (longer < SMALL_FACE) | (scores >= look.min_score)
+    return suppress(
+        [Face(boxes[i], landmarks[i], float(scores[i])) for i in np.flatnonzero(wanted)]
     )
-    xywh = np.concatenate((corners, sizes), 1)
-    chosen = cv2.dnn.NMSBoxes(xywh.tolist(), scores.tolist(), min_score, NMS_IOU)
-    boxes = np.concatenate((corners, corners + sizes), 1)
-    return [Face(boxes[i], landmarks[i], float(scores[i])) for i in chosen]
+
+
+def suppress(faces: Sequence[Face]) -> list[Face]:
+    """Non-maximum suppression: of faces that overlap by more than NMS_IOU, the best score."""
+    if len(faces) < 2:
+        return list(faces)
+    corners = np.stack([face.box for face in faces])
+    xywh = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
+    scores = [face.score for face in faces]
+    return [faces[i] for i in cv2.dnn.NMSBoxes(xywh.tolist(), scores, 0.0, NMS_IOU)]
 
 
 def to_image_frame(face: Face, placement: Placement) -> Face | None:
@@ -210,9 +238,9 @@ class FaceDetector:
         """Raises ModelFileError, ModelContractError or ProviderUnavailableError."""
         return cls(load_model(path, settings))
 
-    def looks(self, height: int, width: int) -> tuple[Look, ...]:
-        """See `plan_looks`."""
-        return plan_looks(height, width)
+    def rounds(self, height: int, width: int) -> tuple[tuple[Look, ...], ...]:
+        """See `plan_rounds`."""
+        return plan_rounds(height, width)
 
     def place(self, image: UInt8, look: Look) -> Placement:
         """See `place`."""
@@ -232,22 +260,30 @@ class FaceDetector:
         return [RawDetections(loc[i], conf[i, :, 1], landmarks[i]) for i in range(len(batch))]
 
     def finish(
-        self, raw: RawDetections, placement: Placement, *, min_score: float | None = None
+        self,
+        raws: Sequence[RawDetections],
+        placements: Sequence[Placement],
+        *,
+        min_score: float | None = None,
     ) -> list[Face]:
-        """Faces in image pixels, largest first. `min_score` (0..1) overrides the default."""
-        threshold = DEFAULT_MIN_SCORE if min_score is None else min_score
-        if placement.look.min_score is not None and min_score is None:
-            threshold = placement.look.min_score
-        found = decode(raw, placement.look.canvas, threshold)
-        faces = [f for f in (to_image_frame(face, placement) for face in found) if f is not None]
+        """The faces of one round of looks, in image pixels, largest first.
+
+        `min_score` (0..1) overrides the looks' thresholds.
+        """
+        faces = []
+        for raw, placement in zip(raws, placements, strict=True):
+            seen = (to_image_frame(f, placement) for f in decode(raw, placement.look, min_score))
+            faces += [face for face in seen if face is not None]
+        if len(placements) > 1:
+            faces = suppress(faces)
         return sorted(faces, key=_area, reverse=True)
 
     def detect(self, image: UInt8, *, min_score: float | None = None) -> list[Face]:
         """Faces of `image` [H,W,3] uint8 RGB, largest first. Raises InferenceError."""
-        for look in self.looks(image.shape[0], image.shape[1]):
-            placement = self.place(image, look)
-            (raw,) = self.infer([placement])
-            faces = self.finish(raw, placement, min_score=min_score)
+        for looks in self.rounds(image.shape[0], image.shape[1]):
+            placements = [self.place(image, look) for look in looks]
+            raws = [self.infer([placement])[0] for placement in placements]
+            faces = self.finish(raws, placements, min_score=min_score)
             if faces:
                 return faces
         return []

@@ -1,0 +1,191 @@
+"""RetinaFace on a real photo: sizes, borders, many faces, none."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from service.errors import ModelContractError
+from service.faces.detector import (
+    CANVAS_SIZES,
+    MAX_ENLARGEMENT,
+    Face,
+    FaceDetector,
+    Look,
+    UInt8,
+    anchors,
+    fitting_canvas,
+    place,
+    plan_rounds,
+)
+from service.runtime import SessionSettings
+
+MODELS = Path(__file__).parents[2] / "models"
+CPU = SessionSettings("cpu")
+# Of the astronaut's photo (512 x 512), read off by eye.
+FACE_BOX = np.array((180, 60, 270, 190))
+NOSE = (227, 121)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector.load(MODELS / "retinaface_mnet025.onnx", CPU)
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> UInt8:
+    return np.asarray(skimage.data.astronaut(), np.uint8)
+
+
+def resized(image: UInt8, factor: float) -> UInt8:
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+
+
+def assert_face_at(face: Face, nose: tuple[float, float], eye_distance: float) -> None:
+    """The nose within a quarter of the eye distance, the box around it, points in order."""
+    assert math.dist(face.landmarks[2], nose) < eye_distance / 4
+    x1, y1, x2, y2 = face.box
+    assert x1 < nose[0] < x2
+    assert y1 < nose[1] < y2
+    left_eye, right_eye, _, mouth_left, mouth_right = face.landmarks
+    assert left_eye[0] < right_eye[0]
+    assert mouth_left[0] < mouth_right[0]
+    assert left_eye[1] < mouth_left[1]
+
+
+@pytest.mark.parametrize("face_pixels", [24, 48, 130, 600, 2000])
+def test_a_face_is_found_at_every_size(
+    detector: FaceDetector, astronaut: UInt8, face_pixels: int
+) -> None:
+    factor = face_pixels / (FACE_BOX[3] - FACE_BOX[1])
+    (face,) = detector.detect(resized(astronaut, factor))
+    assert_face_at(face, (NOSE[0] * factor, NOSE[1] * factor), 40 * factor)
+
+
+@pytest.mark.parametrize("size", [24, 48, 96, 300, 1000])
+def test_a_face_that_fills_the_frame_is_found(
+    detector: FaceDetector, astronaut: UInt8, size: int
+) -> None:
+    x1, y1, x2, y2 = 170, 60, 290, 180
+    image = np.ascontiguousarray(astronaut[y1:y2, x1:x2])
+    factor = size / image.shape[0]
+    faces = detector.detect(resized(image, factor))
+    assert_face_at(faces[0], ((NOSE[0] - x1) * factor, (NOSE[1] - y1) * factor), 40 * factor)
+
+
+@pytest.mark.parametrize("cut", ["left", "top"])
+def test_a_face_cut_by_the_border_keeps_its_box_inside(
+    detector: FaceDetector, astronaut: UInt8, cut: str
+) -> None:
+    x, y = (205, 0) if cut == "left" else (0, 85)
+    image = np.ascontiguousarray(astronaut[y:, x:])
+    face = detector.detect(image)[0]
+    height, width = image.shape[:2]
+    assert_face_at(face, (NOSE[0] - x, NOSE[1] - y), 40)
+    assert (face.box >= 0).all()
+    assert (face.box <= (width, height, width, height)).all()
+
+
+def test_every_face_of_a_group_is_found_largest_first(
+    detector: FaceDetector, astronaut: UInt8
+) -> None:
+    portrait = astronaut[30:230, 120:340]
+    image = np.full((1100, 1600, 3), 128, np.uint8)
+    noses = []
+    for index, factor in enumerate((0.3, 0.5, 0.8, 1.0, 1.3, 1.5, 0.4, 0.6)):
+        x, y = (index % 4) * 400, (index // 4) * 550
+        tile = resized(np.ascontiguousarray(portrait), factor)
+        image[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+        noses.append((x + (NOSE[0] - 120) * factor, y + (NOSE[1] - 30) * factor))
+    faces = detector.detect(image)
+    assert len(faces) == 8
+    areas = [(f.box[2] - f.box[0]) * (f.box[3] - f.box[1]) for f in faces]
+    assert areas == sorted(areas, reverse=True)
+    for nose in noses:
+        nearest = min(faces, key=lambda f: math.dist(f.landmarks[2], nose))
+        assert math.dist(nearest.landmarks[2], nose) < 15
+
+
+@pytest.mark.parametrize("photo", ["coffee", "rocket", "chelsea", "brick", "coins", "moon"])
+def test_no_face_where_there_is_none(detector: FaceDetector, photo: str) -> None:
+    image = np.asarray(getattr(skimage.data, photo)(), np.uint8)
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    assert detector.detect(image) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (3000, 2), (17, 31)])
+def test_odd_shapes_do_no_harm(detector: FaceDetector, shape: tuple[int, int]) -> None:
+    assert detector.detect(np.full((*shape, 3), 90, np.uint8)) == []
+
+
+def test_a_dark_photo_still_has_its_face(detector: FaceDetector, astronaut: UInt8) -> None:
+    dark = (astronaut * 0.15).astype(np.uint8)
+    assert_face_at(detector.detect(dark)[0], NOSE, 40)
+
+
+def test_colour_order_matters(detector: FaceDetector, astronaut: UInt8) -> None:
+    scores = [
+        detector.detect(np.ascontiguousarray(a))[0].score for a in (astronaut, astronaut[..., ::-1])
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_a_batch_gives_what_single_runs_give(detector: FaceDetector, astronaut: UInt8) -> None:
+    images = [astronaut, np.ascontiguousarray(astronaut[:, ::-1]), astronaut // 2]
+    placements = [place(image, plan_rounds(512, 512)[0][0]) for image in images]
+    together = detector.infer(placements)
+    for placement, raw in zip(placements, together, strict=True):
+        (alone,) = detector.infer([placement])
+        np.testing.assert_allclose(raw.scores, alone.scores, atol=1e-5)
+        (face,), (face_alone,) = (detector.finish([r], [placement]) for r in (raw, alone))
+        np.testing.assert_allclose(face.landmarks, face_alone.landmarks, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (48, 48), (480, 640), (1080, 1920), (7000, 4700), (9, 8000)]
+)
+def test_every_look_fits_its_canvas(size: tuple[int, int]) -> None:
+    rounds = plan_rounds(*size)
+    for look in itertools.chain(*rounds):
+        assert look.canvas in CANVAS_SIZES
+        assert max(size) * look.scale <= max(look.canvas) + 0.5
+        placement = place(np.zeros((*size, 3), np.uint8), look)
+        assert placement.pixels.shape == (*look.canvas, 3)
+    assert rounds[0][-1].scale <= MAX_ENLARGEMENT
+
+
+def test_placing_keeps_the_aspect_ratio_and_repeats_the_border() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[:, :100] = 255
+    placement = place(image, Look((320, 320), 1.0, 0.5))
+    assert placement.offset == (60, 110)
+    assert (placement.pixels[:, :155] == 255).all()
+    assert (placement.pixels[:, 165:] == 0).all()
+
+
+def test_the_smallest_canvas_that_fits_is_taken() -> None:
+    assert fitting_canvas(320, 300) == (320, 320)
+    assert fitting_canvas(480, 640) == (480, 640)
+    assert fitting_canvas(641, 480) == (960, 1280)
+    assert fitting_canvas(5000, 5000) == (1280, 1280)
+
+
+@pytest.mark.parametrize("canvas", CANVAS_SIZES)
+def test_anchors_match_the_network(detector: FaceDetector, canvas: tuple[int, int]) -> None:
+    blank = place(np.zeros((*canvas, 3), np.uint8), Look(canvas, 1.0, 0.5))
+    (raw,) = detector.infer([blank])
+    assert anchors(canvas).shape == (len(raw.scores), 3)
+
+
+def test_another_network_is_refused() -> None:
+    with pytest.raises(ModelContractError, match=r"expected input 'input' and outputs 'loc'"):
+        FaceDetector.load(MODELS / "lan_mobilefacenet_ferplus.onnx", CPU)
