@@ -11,9 +11,9 @@ from typing import Any, Literal
 # Read when the library is loaded: without it, ONNX Runtime reports its use to its makers.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
-from service.errors import ModelFileError, ProviderUnavailableError  # noqa: E402
+from service.errors import ModelFileError, ProviderUnavailableError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
