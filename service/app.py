@@ -18,32 +18,35 @@ from service.problems import install_handlers
 from service.recognizer import load_networks
 from service.routes import health, model, predict
 from service.settings import Settings
-from service.state import LoadNetworks, OnStartFailure, ServiceState
+from service.state import LoadNetworks, OnStarted, ServiceState
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "Reads facial expressions from photos, robust to head pose, and shows where it looked."
 
 
-def _log_start_failure(error: StartupError) -> None:
-    logger.critical("cannot start: %s", error.detail)
+def _log_start(error: StartupError | None) -> None:
+    if error is None:
+        logger.info("ready")
+    else:
+        logger.critical("cannot start: %s", error.detail)
 
 
 def create_app(
     settings: Settings,
     *,
     load: LoadNetworks = load_networks,
-    on_start_failure: OnStartFailure = _log_start_failure,
+    on_started: OnStarted = _log_start,
 ) -> FastAPI:
-    """The app. It answers at once and is ready once `load`'s networks have been warmed up.
+    """The app. It answers at once, and takes photos once `load`'s networks have been warmed up.
 
-    `on_start_failure` is told when that cannot be; the app then never becomes ready.
+    `on_started` is told of that, or of what went wrong; the app then never becomes ready.
     """
     service = ServiceState(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(service.start(load, on_start_failure))
+        starting = asyncio.create_task(service.start(load, on_started))
         try:
             yield
         finally:

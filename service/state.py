@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +16,8 @@ from service.settings import Settings, available_cpus
 logger = logging.getLogger(__name__)
 
 LoadNetworks = Callable[[Settings], Networks]
-OnStartFailure = Callable[[StartupError], None]
+OnStarted = Callable[[StartupError | None], None]
+"""Told once: None when the service is ready, or why it never will be."""
 
 
 class ServiceState:
@@ -41,21 +41,20 @@ class ServiceState:
             raise UnavailableError(Phase.STARTING.value)
         return self._recognizer
 
-    async def start(self, load: LoadNetworks, on_failure: OnStartFailure) -> None:
+    async def start(self, load: LoadNetworks, on_started: OnStarted) -> None:
         """Load, warm up, become ready; health endpoints answer meanwhile."""
-        started = time.perf_counter()
         try:
             await self._load_and_warm_up(load)
         except StartupError as error:
-            on_failure(error)
+            on_started(error)
         except ServiceError as error:
-            on_failure(StartupError(f"a network failed in its first run: {_causes(error)}"))
+            on_started(StartupError(f"a network failed in its first run: {_causes(error)}"))
         except Exception as error:  # the edge: a start that fails must never look like a slow one
             logger.exception("unexpected error while starting")
-            on_failure(StartupError(f"unexpected error while starting: {_causes(error)}"))
+            on_started(StartupError(f"unexpected error while starting: {_causes(error)}"))
         else:
             self.lifecycle.become_ready()
-            logger.info("ready", extra={"seconds": round(time.perf_counter() - started, 2)})
+            on_started(None)
 
     async def _load_and_warm_up(self, load: LoadNetworks) -> None:
         networks = await asyncio.to_thread(load, self.settings)

@@ -101,28 +101,37 @@ class _InMemoryParser(MultiPartParser):
     """Keeps uploads in memory: photos never touch the disk, and the body's limit bounds them."""
 
     spool_max_size = 0  # SpooledTemporaryFile: no size at which it moves to the disk
-    complete = False
+
+    def __init__(self, headers: Headers, chunks: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(
+            headers,
+            self._until_closed(chunks),
+            max_files=1,
+            max_fields=MAX_OTHER_FIELDS,
+            max_part_size=MAX_OTHER_FIELD_BYTES,
+        )
+        self._closed = False
 
     def on_end(self) -> None:
-        """Called at the closing boundary, which a body that was cut off does not have."""
-        self.complete = True
+        """Called at the closing boundary."""
+        self._closed = True
+
+    async def _until_closed(
+        self, chunks: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+        # The parser has taken the last chunk, and does not mind a missing boundary itself.
+        if not self._closed:
+            raise MultiPartException("It ends before its closing boundary.")
 
 
 async def _from_multipart(headers: Headers, chunks: AsyncGenerator[bytes, None]) -> bytes:
-    parser = _InMemoryParser(
-        headers,
-        chunks,
-        max_files=1,
-        max_fields=MAX_OTHER_FIELDS,
-        max_part_size=MAX_OTHER_FIELD_BYTES,
-    )
     try:
-        form = await parser.parse()
+        form = await _InMemoryParser(headers, chunks).parse()
     except MultiPartException as error:
         raise MalformedRequestError(f"The multipart body is malformed. {error.message}") from error
     try:
-        if not parser.complete:
-            raise MalformedRequestError("The multipart body ends before its closing boundary.")
         upload = form.get(FIELD)
         if not isinstance(upload, UploadFile):
             raise MissingImageError(

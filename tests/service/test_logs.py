@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.logs import configure_logging
+from tests.service.serving import wait_until
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+class Lines:
+    """What the service has logged. A line is written after its reply: wait for it."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._lines: list[str] = []
+
+    def _read(self) -> list[str]:
+        # The client in this process logs as well.
+        self._lines += [
+            line
+            for line in self._capsys.readouterr().err.splitlines()
+            if re.search(r'logger=service|"logger": "service', line)
+        ]
+        return self._lines
+
+    def wait_for(self, count: int) -> list[str]:
+        wait_until(lambda: len(self._read()) >= count)
+        assert len(self._lines) == count
+        return self._lines
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+    return Lines(capsys)
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def test_json_line_has_what_an_operator_needs(
+    client: httpx.Client, portrait_jpeg: bytes, lines: Lines
+) -> None:
+    configure_logging("info", "json")
+    response = client.post("/predict", content=portrait_jpeg, headers=JPEG)
+    line = json.loads(lines.wait_for(1)[0])
+    assert line["request_id"] == response.headers["x-request-id"]
+    expected = {"method": "POST", "route": "/predict", "status": 200, "faces": 1, "level": "info"}
+    assert line.items() >= expected.items()
+    assert line["bytes_in"] == len(portrait_jpeg)
+    assert line["bytes_out"] == len(response.content)
+    assert {"time", "ms", "decode_ms", "detect_ms", "classify_ms", "queue_ms"} <= set(line)
+
+
+def test_refusal_names_its_problem(client: httpx.Client, lines: Lines) -> None:
+    configure_logging("info", "plain")
+    client.post("/predict", content=b"no image", headers=JPEG)
+    (line,) = lines.wait_for(1)
+    assert " status=415 problem=unsupported-media-type " in line
+
+
+@pytest.mark.parametrize("style", ["plain", "json"])
+def test_exception_is_logged_on_one_line_with_the_request_id(
+    client: httpx.Client,
+    portrait_jpeg: bytes,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    style: str,
+) -> None:
+    configure_logging("info", "json" if style == "json" else "plain")
+
+    def break_down(*_: object) -> None:
+        raise KeyError("the reason")
+
+    monkeypatch.setattr("service.routes.predict._check_options", break_down)
+    response = client.post("/predict", content=portrait_jpeg, headers=JPEG)
+    error, access = lines.wait_for(2)
+    assert "the reason" in error
+    assert "Traceback" in error
+    for line in (error, access):
+        assert response.headers["x-request-id"] in line
+
+
+def test_level_is_honoured(client: httpx.Client, lines: Lines) -> None:
+    configure_logging("warning", "plain")
+    client.get("/health/live")
+    configure_logging("info", "plain")
+    client.get("/health/ready")
+    assert "route=/health/ready" in lines.wait_for(1)[0]
+
+
+@pytest.mark.parametrize("given", ["abc", "A.b_c-9", "x" * 128])
+def test_good_request_id_is_kept(client: httpx.Client, given: str) -> None:
+    response = client.get("/no/such/path", headers={"X-Request-ID": given})
+    assert response.headers["x-request-id"] == given
+    assert response.json()["request_id"] == given
+
+
+@pytest.mark.parametrize("given", [b"", b"a b", b"x" * 129, b"a=b", b'a"b', b"\xc3\xa9"])
+def test_bad_request_id_is_replaced(client: httpx.Client, given: bytes) -> None:
+    response = client.get("/health/live", headers=[(b"x-request-id", given)])
+    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+def test_paths_of_clients_are_not_logged(client: httpx.Client, lines: Lines) -> None:
+    configure_logging("debug", "plain")
+    client.get("/secret%0Alevel=error/path?token=secret")
+    (line,) = lines.wait_for(1)
+    assert "secret" not in line
+    assert "route=unmatched" in line

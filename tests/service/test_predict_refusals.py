@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.errors import ProblemError
+from tests.service.serving import PATIENCE_SECONDS, Serve, assert_problem
+
+JPEG = {"content-type": "image/jpeg"}
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": "multipart/form-data; boundary=limit"}
+
+
+def part(name: str, content: bytes, *, file_name: str | None = "a.jpg") -> bytes:
+    disposition = f'form-data; name="{name}"' + (f'; filename="{file_name}"' if file_name else "")
+    return f"--limit\r\nContent-Disposition: {disposition}\r\n\r\n".encode() + content + b"\r\n"
+
+
+END = b"--limit--\r\n"
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def huge_png() -> bytes:
+    """Says that it has 50,000 x 50,000 pixels."""
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b""))
+        + png_chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "slug"),
+    [
+        (b"", 400, "empty-body"),
+        (b"this is no image, whatever the header says", 415, "unsupported-media-type"),
+        (b"%PDF-1.7 neither is this", 415, "unsupported-media-type"),
+        (huge_png(), 413, "image-too-large"),
+    ],
+)
+def test_raw_body(client: httpx.Client, body: bytes, status: int, slug: str) -> None:
+    assert_problem(client.post("/predict", content=body, headers=JPEG), status, slug)
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.98])
+def test_truncated_jpeg(client: httpx.Client, portrait_jpeg: bytes, kept: float) -> None:
+    body = portrait_jpeg[: int(len(portrait_jpeg) * kept)]
+    assert_problem(client.post("/predict", content=body, headers=JPEG), 422, "invalid-image")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "slug"),
+    [
+        (part("file", b"") + END, 400, "empty-body"),
+        (part("photo", b"x") + END, 422, "missing-image"),
+        (part("file", b"x", file_name=None) + END, 422, "missing-image"),
+        (END, 422, "missing-image"),
+        (part("file", b"no image") + END, 415, "unsupported-media-type"),
+        (part("file", b"x"), 400, "malformed-request"),
+        (b"no multipart at all", 400, "malformed-request"),
+        (part("file", b"x") * 2 + END, 400, "malformed-request"),
+        (b"--limit\r\nX: " + b"y" * 10_000 + b"\r\n\r\nx\r\n" + END, 400, "malformed-request"),
+        (b"--limit\r\n" + b"X: y\r\n" * 50 + b"\r\nx\r\n" + END, 400, "malformed-request"),
+        (part("comment", b"x", file_name=None) * 20 + END, 400, "malformed-request"),
+        (part("comment", b"x" * 9999, file_name=None) + END, 400, "malformed-request"),
+    ],
+)
+def test_multipart(client: httpx.Client, body: bytes, status: int, slug: str) -> None:
+    assert_problem(client.post("/predict", content=body, headers=FORM), status, slug)
+
+
+def test_multipart_without_boundary(client: httpx.Client) -> None:
+    response = client.post(
+        "/predict", content=b"x", headers={"content-type": "multipart/form-data"}
+    )
+    assert_problem(response, 400, "malformed-request")
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "slug"),
+    [
+        ("{", 400, "malformed-request"),
+        ("\udcff", 400, "malformed-request"),
+        ("[" * 100_000, 400, "malformed-request"),
+        ("[]", 422, "missing-image"),
+        ("null", 422, "missing-image"),
+        ("{}", 422, "missing-image"),
+        ('{"image": 5}', 422, "missing-image"),
+        ('{"photo": "aaaa"}', 422, "missing-image"),
+        ('{"image": "aaaa", "heatmap": "overlay"}', 422, "missing-image"),
+        ('{"image": ""}', 400, "empty-body"),
+        ('{"image": "data:image/png;base64,"}', 400, "empty-body"),
+        ('{"image": "%%%"}', 422, "invalid-image"),
+        ('{"image": "äöü"}', 422, "invalid-image"),
+        ('{"image": "data:image/png,raw"}', 422, "invalid-image"),
+        ('{"image": "https://example.org/photo.jpg"}', 422, "invalid-image"),
+        ('{"image": "/etc/passwd"}', 422, "invalid-image"),
+        (
+            json.dumps({"image": base64.b64encode(b"no image").decode()}),
+            415,
+            "unsupported-media-type",
+        ),
+    ],
+)
+def test_json(client: httpx.Client, document: str, status: int, slug: str) -> None:
+    body = document.encode(errors="surrogateescape")
+    assert_problem(client.post("/predict", content=body, headers=JSON), status, slug)
+
+
+def test_json_error_does_not_repeat_what_was_sent(client: httpx.Client) -> None:
+    response = client.post("/predict", json={"image": "secret" * 1000, "other-secret": 1})
+    assert "secretsecret" not in assert_problem(response, 422, "missing-image")
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "", "video/mp4"]
+)
+def test_type_that_is_not_read(client: httpx.Client, portrait_jpeg: bytes, kind: str) -> None:
+    headers = {"content-type": kind} if kind else {}
+    response = client.post("/predict", content=portrait_jpeg, headers=headers)
+    assert "multipart/form-data" in assert_problem(response, 415, "unsupported-media-type")
+
+
+def test_compressed_body_is_not_read(client: httpx.Client, portrait_jpeg: bytes) -> None:
+    headers = {**JPEG, "content-encoding": "gzip"}
+    response = client.post("/predict", content=portrait_jpeg, headers=headers)
+    assert_problem(response, 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "heatmap=blue",
+        "explain=everything",
+        "max_faces=0",
+        "max_faces=many",
+        "max_faces=100000",
+        "min_score=2",
+        "min_score=nan",
+        "class=anger",
+        "explain=evidence&class=" + "x" * 100,
+        "heat_map=overlay",
+    ],
+)
+def test_options(client: httpx.Client, portrait_jpeg: bytes, query: str) -> None:
+    response = client.post(f"/predict?{query}", content=portrait_jpeg, headers=JPEG)
+    detail = assert_problem(response, 422, "invalid-option")
+    assert query.split("&")[-1].split("=")[0] in detail
+
+
+def test_unknown_class_is_told_the_known_ones(client: httpx.Client, portrait_jpeg: bytes) -> None:
+    response = client.post(
+        "/predict?explain=evidence&class=boredom", content=portrait_jpeg, headers=JPEG
+    )
+    detail = assert_problem(response, 422, "invalid-option")
+    for label in client.get("/model").json()["classifier"]["labels"]:
+        assert label in detail
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/no/such/path", 404, "not-found"),
+        ("GET", "/predict", 405, "method-not-allowed"),
+        ("DELETE", "/health/live", 405, "method-not-allowed"),
+        ("GET", "/static-offline-docs/../../service/app.py", 404, "not-found"),
+    ],
+)
+def test_errors_of_the_framework(
+    client: httpx.Client, method: str, path: str, status: int, slug: str
+) -> None:
+    response = client.request(method, path)
+    assert_problem(response, status, slug)
+    assert ("allow" in response.headers) == (status == 405)
+
+
+class TestLimits:
+    @pytest.fixture
+    def strict(self, serve: Serve) -> Iterator[httpx.Client]:
+        with serve(
+            max_body_bytes=4096, max_header_bytes=2048, max_image_pixels=4096
+        ).client() as client:
+            yield client
+
+    def test_bytes_announced(self, strict: httpx.Client) -> None:
+        response = strict.post("/predict", content=b"x" * 4097, headers=JPEG)
+        assert "4097" in assert_problem(response, 413, "payload-too-large")
+
+    @pytest.mark.parametrize("headers", [JPEG, JSON, FORM])
+    def test_bytes_not_announced(self, strict: httpx.Client, headers: dict[str, str]) -> None:
+        start = part("file", b"") if headers is FORM else b""
+        chunks = iter([start, *[b"x" * 1024] * 64])
+        response = strict.post("/predict", content=chunks, headers=headers)
+        assert_problem(response, 413, "payload-too-large")
+
+    def test_pixels(self, strict: httpx.Client, portrait_jpeg: bytes) -> None:
+        # Cut off behind the header, which is enough to refuse it.
+        response = strict.post("/predict", content=portrait_jpeg[:4096], headers=JPEG)
+        assert "512 x 512" in assert_problem(response, 413, "image-too-large")
+
+    def test_headers(self, strict: httpx.Client) -> None:
+        response = strict.get("/health/live", headers={"x-long": "y" * 3000})
+        assert_problem(response, 431, "headers-too-large")
+
+    def test_query(self, strict: httpx.Client) -> None:
+        assert_problem(strict.get("/health/live?" + "y" * 3000), 431, "headers-too-large")
+
+
+def test_body_that_comes_too_slowly(serve: Serve) -> None:
+    server = serve(body_timeout_ms=50)
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: 9\r\n"
+    )
+    with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(f"{head}\r\n\x89".encode("latin-1"))
+        reply = connection.recv(65536).decode()
+    assert reply.startswith("HTTP/1.1 408 ")
+    assert "problem-type:lan-fer:slow-request" in reply
+    assert server.state.lifecycle.in_flight == 0
+
+
+def test_unexpected_error_shows_nothing(
+    client: httpx.Client, portrait_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr("service.routes.predict._check_options", break_down)
+    response = client.post("/predict", content=portrait_jpeg, headers=JPEG)
+    assert "secret" not in assert_problem(response, 500, "unexpected-error")
+    monkeypatch.undo()
+    assert client.post("/predict", content=portrait_jpeg, headers=JPEG).status_code == 200
+
+
+def test_document_lists_the_status_of_every_error(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    statuses = {int(s) for s in document["paths"]["/predict"]["post"]["responses"]} - {200}
+    assert statuses == {error.status for error in all_problems()}
+
+
+def all_problems() -> list[type[ProblemError]]:
+    found, open_ = [], [ProblemError]
+    while open_:
+        error = open_.pop()
+        open_ += error.__subclasses__()
+        found += [error] if hasattr(error, "status") else []
+    return found
