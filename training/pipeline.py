@@ -157,7 +157,8 @@ def _provenance(train: Split, paths: RunPaths, final: bool) -> dict[str, Any]:
         "training_images": len(train),
         "weights": paths.weights.name if paths.weights else "random",
         "commit": _commit(),
-        "torch": torch.__version__,
+        # A plain str: checkpoints are read back as plain values alone (weights_only).
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
 

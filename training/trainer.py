@@ -24,6 +24,8 @@ from training.progress import progress
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 METRICS = "metrics.jsonl"
+# The part of a run's provenance that may change before it goes on.
+ENVIRONMENT = frozenset({"commit", "torch", "python"})
 
 
 class TrainingError(Exception):
@@ -118,15 +120,30 @@ class Trainer:
         if not path.is_file():
             return False
         state = torch.load(path, weights_only=True)
-        if state["config"] != self.config.as_dict():
-            changed = [k for k, v in self.config.as_dict().items() if state["config"].get(k) != v]
-            raise TrainingError(f"{path} was made with other settings: {', '.join(changed)}")
+        self._require_same_run(state, path)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.epoch, self.best = state["epoch"], state["best"]
+        self._forget_later_metrics()
         return True
+
+    def _require_same_run(self, state: dict[str, Any], path: Path) -> None:
+        own = self.config.as_dict() | self.provenance
+        stored = state["config"] | state["provenance"]
+        names = dict.fromkeys((*own, *stored))
+        changed = [n for n in names if n not in ENVIRONMENT and own.get(n) != stored.get(n)]
+        if changed:
+            raise TrainingError(f"{path} was made with other settings: {', '.join(changed)}")
+
+    def _forget_later_metrics(self) -> None:
+        # An epoch may have been told before its checkpoint was written; it will be told again.
+        path = self.folder / METRICS
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] <= self.epoch]
+        if kept != lines:
+            path.write_text("".join(f"{line}\n" for line in kept))
 
     def fit(self, train: CropDataset, validation: CropDataset | None, *, until: int = 0) -> None:
         """Train up to the configured number of epochs, or to epoch `until` of them."""

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from service.contract import ModelContract
+from training.augmentation import Augmentation
 from training.backbones import Backbone
 from training.config import TrainingConfig
-from training.crops import normalise
+from training.crops import CropDataset, normalise
 from training.datasets.ferplus import FOLDERS, LABELS
 from training.datasets.records import Split
 from training.export import ModelFacts, make_contract
@@ -126,6 +127,14 @@ def fitted(count: int, side: int = 28) -> Prepared:
     matrix = np.array([[scale, 0, shift], [0, scale, shift]])
     landmarks = np.zeros((count, 5, 2), np.float32)
     return Prepared((FOUND,) * count, landmarks, np.repeat(matrix[None], count, 0))
+
+
+def made_up_crops(folder: Path, count: int) -> CropDataset:
+    """Augmented crops of `coloured_split`, each class with a guidance map of its own."""
+    split = coloured_split(folder, count)
+    patterns = np.random.default_rng(0).integers(0, 2, (len(split.labels), 7, 7), np.uint8)
+    maps = patterns[split.classes]
+    return CropDataset(split, fitted(count), 28, guidance=maps, augmentation=Augmentation())
 
 
 # --- networks ----------------------------------------------------------------------------------

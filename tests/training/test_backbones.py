@@ -46,7 +46,7 @@ def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
 def unit_shapes(name: str, channels: tuple[int, int], kernel: int, kind: str) -> dict[str, Tensor]:
     """A published unit: `kind` is "full", "depthwise" or "linear" (no PReLU)."""
     inputs, outputs = channels
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         f"{name}.conv.weight": (outputs, 1 if kind == "depthwise" else inputs, kernel, kernel)
     }
     for part in ("weight", "bias", "running_mean", "running_var"):
