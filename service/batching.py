@@ -123,6 +123,8 @@ class Batcher(Generic[Item, Result]):
             if self._closed:
                 raise UnavailableError("the service is shutting down")
             if len(self._queue) + len(entries) > self._limits.max_queued:
+                self._forget_cancelled()
+            if len(self._queue) + len(entries) > self._limits.max_queued:
                 raise OverloadedError(f"the queue of the {self._name} is full")
             self._queue.extend(entries)
             self._changed.notify(len(entries))
@@ -174,17 +176,19 @@ class Batcher(Generic[Item, Result]):
 
     def _next_batch(self) -> list[_Entry[Item, Result]]:
         """The oldest item and those that may run with it, in the order they came."""
-        alive = [entry for entry in self._queue if not entry.future.cancelled()]
-        if not alive:
-            self._queue.clear()
+        self._forget_cancelled()
+        if not self._queue:
             return []
-        matching = [entry for entry in alive if entry.key == alive[0].key]
+        matching = [entry for entry in self._queue if entry.key == self._queue[0].key]
         # Idle workers share what there is: on a CPU two halves side by side are done sooner.
         share = -(-len(matching) // self._idle)
         batch = matching[: min(share, self._limits.max_batch)]
         taken = set(map(id, batch))
-        self._queue = deque(entry for entry in alive if id(entry) not in taken)
+        self._queue = deque(entry for entry in self._queue if id(entry) not in taken)
         return batch
+
+    def _forget_cancelled(self) -> None:
+        self._queue = deque(entry for entry in self._queue if not entry.future.cancelled())
 
     def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
         started = time.perf_counter()

@@ -30,45 +30,32 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _answer_http)
 
 
-def problem_response(
-    request: Request,
-    error: ProblemError,
-    *,
-    fields: list[FieldProblem] | None = None,
-) -> Response:
-    """The reply to `error`."""
-    return _response(
-        request,
-        status=error.status,
-        slug=error.slug,
+def problem_of(
+    error: ProblemError, request_id: str, fields: list[FieldProblem] | None = None
+) -> Problem:
+    """The problem document of `error`."""
+    return Problem(
+        type=TYPE_PREFIX + error.slug,
         title=error.title,
+        status=error.status,
         detail=error.detail,
-        fields=fields,
-        headers=error.headers,
-    )
-
-
-def _response(
-    request: Request,
-    *,
-    status: int,
-    slug: str,
-    title: str,
-    detail: str,
-    fields: list[FieldProblem] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    request.state.problem = slug
-    problem = Problem(
-        type=TYPE_PREFIX + slug,
-        title=title,
-        status=status,
-        detail=detail,
-        request_id=request.state.request_id,
+        request_id=request_id,
         errors=fields,
     )
+
+
+def problem_response(
+    request: Request, error: ProblemError, *, fields: list[FieldProblem] | None = None
+) -> Response:
+    """The reply to `error`."""
+    problem = problem_of(error, request.state.request_id, fields)
+    return _response(request, problem, error.headers)
+
+
+def _response(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+    request.state.problem = problem.type.removeprefix(TYPE_PREFIX)
     body = problem.model_dump_json(exclude_none=True)
-    return Response(body, status, headers=headers, media_type=MEDIA_TYPE)
+    return Response(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
@@ -88,14 +75,14 @@ async def _answer_invalid_options(request: Request, error: Exception) -> Respons
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
-    return _response(
-        request,
-        status=error.status_code,
-        slug=title.lower().replace(" ", "-"),
+    problem = Problem(
+        type=TYPE_PREFIX + title.lower().replace(" ", "-"),
         title=title,
+        status=error.status_code,
         detail=_HTTP_DETAILS.get(error.status_code, error.detail),
-        headers=error.headers,
+        request_id=request.state.request_id,
     )
+    return _response(request, problem, error.headers)
 
 
 _HTTP_DETAILS = {

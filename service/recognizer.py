@@ -32,6 +32,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GPU_WORKERS = 2  # one batch runs while the next is stacked and copied
+MAX_LOOKS = 2  # of one round of the detector
 STAGES: tuple[Stage, ...] = ("decode", "detect", "classify")
 
 
@@ -135,7 +136,9 @@ class Recognizer:
             "detector",
             networks.detector.infer,
             key=lambda placement: placement.look.canvas,
-            limits=BatchLimits(settings.max_detector_batch, settings.max_in_flight_images, workers),
+            limits=BatchLimits(
+                settings.max_detector_batch, settings.max_in_flight_images * MAX_LOOKS, workers
+            ),
             observer=metrics.batches_of("detector"),
         )
         self._classifier: Batcher[UInt8, Reading] = Batcher(

@@ -3,14 +3,65 @@
 from __future__ import annotations
 
 import socket
+import uuid
+from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import StartupError
+from service.errors import (
+    HeadersTooLargeError,
+    MalformedRequestError,
+    ProblemError,
+    StartupError,
+)
 from service.lifecycle import Lifecycle
+from service.problems import MEDIA_TYPE, problem_of
 from service.settings import Settings
+
+# Bytes that may come in without being part of a body. The app holds headers to a setting once they
+# are complete; this bounds those that never are, with room for the chunks sockets are read in.
+MAX_BYTES_BESIDE_BODY = 1024 * 1024
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which neither bounds headers nor answers bad HTTP with a problem."""
+
+    _bytes_beside_body = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self._bytes_beside_body += len(data)
+        super().data_received(data)
+        if self._bytes_beside_body > MAX_BYTES_BESIDE_BODY and not self.transport.is_closing():
+            self._refuse(HeadersTooLargeError("The headers do not end."))
+
+    def on_message_begin(self) -> None:
+        """A request line begins."""
+        self._bytes_beside_body = 0
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._bytes_beside_body = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for bytes that are no HTTP request."""
+        self._refuse(MalformedRequestError(msg))
+
+    def _refuse(self, error: ProblemError) -> None:
+        body = problem_of(error, uuid.uuid4().hex).model_dump_json(exclude_none=True).encode()
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            f"content-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -30,7 +81,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of service.app.create_app; run it with a listening socket."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -30,7 +30,7 @@ def _no_settings_from_outside() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def portrait() -> NDArray[np.uint8]:
     """[512,512,3] uint8 RGB: a NASA portrait with one frontal, smiling face."""
-    photo: NDArray[np.uint8] = skimage.data.astronaut()  # type: ignore[no-untyped-call]
+    photo: NDArray[np.uint8] = skimage.data.astronaut()
     return photo
 
 

@@ -224,6 +224,23 @@ def test_queue_is_bounded_all_or_nothing() -> None:
     asyncio.run(scenario())
 
 
+def test_cancelled_items_take_no_room_in_the_queue() -> None:
+    async def scenario() -> None:
+        network = Network()
+        async with batching(network.run, max_queued=1) as batcher:
+            first = await queue(batcher, 0)
+            await network.wait_until_entered()
+            gone = await queue(batcher, 2)
+            gone.cancel()
+            await asyncio.wait([gone])
+            stays = await queue(batcher, 4)
+            network.gate.set()
+            await asyncio.gather(first, stays)
+        assert network.batches == [[0], [4]]
+
+    asyncio.run(scenario())
+
+
 def test_drain_finishes_what_is_queued_and_takes_no_more() -> None:
     async def scenario() -> None:
         network = Network()

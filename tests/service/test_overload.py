@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from service.expression import ExpressionModel
-from service.faces.detector import FaceDetector, Placement, RawDetections
-from service.recognizer import Networks
+from service.faces.detector import FaceDetector, Placement, RawDetections, plan_rounds
+from service.recognizer import MAX_LOOKS, Networks
 from service.runtime import SessionSettings, load_model
 from service.settings import Settings
 from tests.service.serving import (
@@ -245,3 +245,9 @@ def test_classifier_that_breaks_is_a_problem_too(
         assert "secret" not in assert_problem(response, 500, "inference-failed")
         # Nothing to classify, nothing to fail.
         assert client.post("/predict", content=grey_photo(9), headers=JPEG).status_code == 200
+
+
+def test_every_look_of_every_admitted_image_fits_the_queue() -> None:
+    sides = (1, 100, 320, 640, 641, 1280, 1281, 8000)
+    looks = [len(round_) for h in sides for w in sides for round_ in plan_rounds(h, w)]
+    assert max(looks) <= MAX_LOOKS

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.errors import ProblemError
-from tests.service.serving import PATIENCE_SECONDS, Serve, assert_problem
+from service.problems import MEDIA_TYPE
+from tests.service.image_files import encoded
+from tests.service.serving import PATIENCE_SECONDS, RunningServer, Serve, assert_problem
 
 JPEG = {"content-type": "image/jpeg"}
 JSON = {"content-type": "application/json"}
@@ -229,6 +232,29 @@ def test_body_that_comes_too_slowly(serve: Serve) -> None:
     assert reply.startswith("HTTP/1.1 408 ")
     assert "problem-type:lan-fer:slow-request" in reply
     assert server.state.lifecycle.in_flight == 0
+
+
+def test_bytes_that_are_no_http_get_a_problem_document(server: RunningServer) -> None:
+    with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        reply = connection.recv(65536).decode()
+    assert reply.startswith("HTTP/1.1 400 Bad Request\r\n")
+    assert MEDIA_TYPE in reply
+    assert "problem-type:lan-fer:malformed-request" in reply
+
+
+def test_headers_that_do_not_end_are_cut_off(server: RunningServer) -> None:
+    with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nX: ")
+        with pytest.raises(ConnectionError):
+            connection.sendall(b"y" * 64 * 1024 * 1024)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
+def test_tiny_pictures_are_read(client: httpx.Client, shape: tuple[int, int]) -> None:
+    photo = encoded(Image.new("RGB", shape), "PNG")
+    response = client.post("/predict", content=photo, headers=JPEG)
+    assert response.json()["faces"] == []
 
 
 def test_unexpected_error_shows_nothing(
