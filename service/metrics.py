@@ -5,7 +5,7 @@ Each app has a registry of its own, so that two apps in one process do not share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from prometheus_client import (
@@ -22,6 +22,7 @@ from prometheus_client import (
 Stage = Literal["receive", "decode", "detect", "classify", "queue", "render", "total"]
 Network = Literal["detector", "classifier"]
 
+PREFIX = "lan_fer_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -31,76 +32,72 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        self.requests = Counter(
-            "lan_fer_http_requests_total",
+        for collect in (ProcessCollector, PlatformCollector, GCCollector):
+            collect(registry=self.registry)
+        self._declare_http()
+        self._declare_images()
+        self._declare_networks()
+
+    def _declare_http(self) -> None:
+        self.requests = self._counter(
+            "http_requests_total",
             "HTTP requests answered; status 499: the client left before the reply.",
             ("method", "route", "status"),
-            registry=self.registry,
         )
-        self.request_seconds = Histogram(
-            "lan_fer_http_request_duration_seconds",
+        self.request_seconds = self._histogram(
+            "http_request_duration_seconds",
             "Time from the request's headers to the end of its reply.",
             ("route",),
-            buckets=SECONDS,
-            registry=self.registry,
         )
-        self.problems = Counter(
-            "lan_fer_problems_total",
+        self.problems = self._counter(
+            "problems_total",
             "Problem documents sent, by the last part of their type.",
             ("problem",),
-            registry=self.registry,
         )
-        self.stage_seconds = Histogram(
-            "lan_fer_stage_duration_seconds",
+
+    def _declare_images(self) -> None:
+        self.ready = self._gauge("ready", "1 once warmed up, 0 before and while draining.")
+        self.images_in_flight = self._gauge("images_in_flight", "Images accepted, not answered.")
+        self.stage_seconds = self._histogram(
+            "stage_duration_seconds",
             "Time an image spent in one stage; queue is the wait for both networks.",
             ("stage",),
-            buckets=SECONDS,
-            registry=self.registry,
         )
-        self.faces = Counter(
-            "lan_fer_faces_total", "Faces read.", ("expression",), registry=self.registry
+        self.faces = self._counter("faces_total", "Faces read.", ("expression",))
+        self.faces_per_image = self._histogram("faces_per_image", "Faces found.", (), COUNTS)
+
+    def _declare_networks(self) -> None:
+        network = ("network",)
+        self.model = Info(PREFIX + "model", "What is being served.", registry=self.registry)
+        self.queued = self._gauge(
+            "queued_items",
+            "Looks at images (detector) or faces (classifier) that wait for a batch.",
+            network,
         )
-        self.faces_per_image = Histogram(
-            "lan_fer_faces_per_image", "Faces found.", buckets=COUNTS, registry=self.registry
+        self.batch_size = self._histogram(
+            "batch_size", "Items in one run of a network.", network, COUNTS[1:]
         )
-        self.images_in_flight = Gauge(
-            "lan_fer_images_in_flight", "Images accepted, not answered.", registry=self.registry
+        self.batch_seconds = self._histogram(
+            "batch_duration_seconds", "Time of one run of a network.", network
         )
-        self.queued = Gauge(
-            "lan_fer_queued_items",
-            "Images (detector) or faces (classifier) that wait for a batch.",
-            ("network",),
-            registry=self.registry,
+        self.batch_failures = self._counter(
+            "batch_failures_total", "Runs of a network that failed.", network
         )
-        self.batch_size = Histogram(
-            "lan_fer_batch_size",
-            "Items in one run of a network.",
-            ("network",),
-            buckets=COUNTS[1:],
-            registry=self.registry,
-        )
-        self.batch_seconds = Histogram(
-            "lan_fer_batch_duration_seconds",
-            "Time of one run of a network.",
-            ("network",),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.batch_failures = Counter(
-            "lan_fer_batch_failures_total",
-            "Runs of a network that failed.",
-            ("network",),
-            registry=self.registry,
-        )
-        self.ready = Gauge(
-            "lan_fer_ready",
-            "1 once warmed up, 0 before and while draining.",
-            registry=self.registry,
-        )
-        self.model = Info("lan_fer_model", "What is being served.", registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        labels: tuple[str, ...],
+        buckets: Sequence[float] = SECONDS,
+    ) -> Histogram:
+        return Histogram(PREFIX + name, text, labels, registry=self.registry, buckets=buckets)
 
     def observe_stages(self, seconds: Mapping[Stage, float]) -> None:
         """Record how long one image spent in each stage."""

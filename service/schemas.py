@@ -1,7 +1,7 @@
 """The wire: options, request bodies and replies, version 1. Additions are fine, renames are not.
 
 Coordinates are pixels of the image as a viewer shows it (after EXIF rotation); left and right are
-the viewer's. The example is what a client sees first in /docs, so it is a real reply, shortened.
+the viewer's. The example is what a client sees first in /docs; its lists are shortened.
 """
 
 from __future__ import annotations

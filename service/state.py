@@ -15,6 +15,9 @@ from service.settings import Settings, available_cpus
 
 logger = logging.getLogger(__name__)
 
+# For the last batches, whose waiters are gone; only a network that hangs takes longer.
+STOP_SECONDS = 2.0
+
 LoadNetworks = Callable[[Settings], Networks]
 OnStarted = Callable[[StartupError | None], None]
 """Told once: None when the service is ready, or why it never will be."""
@@ -73,10 +76,13 @@ class ServiceState:
         await asyncio.to_thread(networks.warm_up)
 
     async def stop(self) -> None:
-        """Take no more images, finish what is queued, end the threads."""
+        """Take no more images, finish what is queued, end the threads.
+
+        The server calls it once it has answered, or given up, every request it had taken.
+        """
         self.lifecycle.drain()
         if self._recognizer is not None:
-            await self._recognizer.drain(self.settings.drain_seconds)
+            await self._recognizer.drain(STOP_SECONDS)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
