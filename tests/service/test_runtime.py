@@ -1,0 +1,46 @@
+"""ONNX Runtime sessions: the provider asked for, or an error."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from service.errors import ProviderUnavailableError
+from service.runtime import PROVIDER_NAMES, Provider, SessionSettings, load_model
+from service.settings import Settings
+
+DETECTOR = Settings().detector_path
+
+
+def test_the_hash_is_of_the_bytes_loaded() -> None:
+    model = load_model(DETECTOR, SessionSettings("cpu"))
+    assert model.sha256 == hashlib.sha256(DETECTOR.read_bytes()).hexdigest()
+    assert model.providers == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_asked_for_is_in_use_or_an_error(provider: Provider) -> None:
+    """Never a silent fall-back, whether the library, the driver or the card is missing."""
+    try:
+        model = load_model(DETECTOR, SessionSettings(provider))
+    except ProviderUnavailableError as error:
+        assert f"provider {provider!r} was asked for" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert PROVIDER_NAMES[provider] in model.providers
+
+
+def test_auto_takes_what_there_is() -> None:
+    model = load_model(DETECTOR, SessionSettings("auto"))
+    assert model.providers[-1] == "CPUExecutionProvider"
+
+
+def test_the_service_never_imports_torch_or_training() -> None:
+    program = (
+        "import sys, service.cli, service.app; "
+        "sys.exit(any(n.split('.')[0] in ('torch', 'training') for n in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
