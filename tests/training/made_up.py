@@ -181,10 +181,12 @@ def enliven(network: Lan, seed: int = 0) -> Lan:
 
 
 def clouds(count: int, size: int, seed: int = 0) -> Tensor:
-    """`count` smooth random images [N,3,size,size] float32, normalised."""
-    coarse = torch.rand(count, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
-    fine = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-    return normalise((fine * 255).to(torch.uint8))
+    """`count` grainy, cloudy random images [N,3,size,size] float32, normalised."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 9, 9, generator=generator)
+    grain = torch.rand(count, 3, size, size, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    return normalise(((0.6 * smooth + 0.4 * grain) * 255).to(torch.uint8))
 
 
 def contract_for(network: Lan, config: TrainingConfig, **facts: object) -> ModelContract:
