@@ -117,10 +117,9 @@ def test_torch_and_onnx_agree(exported: Exported) -> None:
     with torch.no_grad():
         output = exported.network(images)
         expected = exported.network.evidence(output.feature_map, output.attention)
-    within = {"atol": TOLERANCE, "rtol": 0.0}
-    np.testing.assert_allclose(logits, output.logits.numpy(), **within)
-    np.testing.assert_allclose(attention[:, 0], output.attention.numpy(), **within)
-    np.testing.assert_allclose(evidence, expected.numpy(), **within)
+    actual = (logits, attention[:, 0], evidence)
+    for found, wanted in zip(actual, (output.logits, output.attention, expected), strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
 
 
 def test_evidence_plus_bias_is_the_logit(exported: Exported) -> None:

@@ -1,0 +1,204 @@
+"""The whole path in miniature: FERPlus folders -> faces -> guidance -> run -> ONNX -> service."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from service.expression import ExpressionModel
+from service.runtime import SessionSettings
+from tests.training.made_up import grey_face, votes_for, write_ferplus
+from training.assessment import assess
+from training.cli import main
+from training.config import TrainingConfig
+from training.datasets.ferplus import LABELS
+from training.pipeline import RunPaths, load_splits
+from training.release import load_run, validation_crops
+from training.trainer import BEST, CHECKPOINT, METRICS
+
+CONFIG = TrainingConfig(
+    epochs=2, batch_size=4, learning_rate=0.003, ema_decay=0.5, threads=1, fusion="concat"
+)
+TRAINING = (
+    *("--epochs", "2", "--batch-size", "4", "--learning-rate", "0.003", "--ema-decay", "0.5"),
+    *("--threads", "1", "--fusion", "concat"),
+)
+
+
+def varied_faces(count: int, seed: int) -> dict[str, NDArray[np.uint8]]:
+    """Pictures of one face at several sizes, mirrored and in other light, by FERPlus's names."""
+    rng = np.random.default_rng(seed)
+    faces = {}
+    for index in range(count):
+        face = grey_face(int(rng.integers(62, 84)))[:, :: rng.choice((-1, 1))]
+        light = face.astype(np.float32) * rng.uniform(0.6, 1.2) + rng.normal(0, 2, face.shape)
+        faces[f"fer{index:07}.png"] = light.clip(0, 255).astype(np.uint8)
+    return faces
+
+
+@pytest.fixture(scope="module")
+def ferplus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training images, a test twin and one that people disagree on; 6 images of validation."""
+    root = tmp_path_factory.mktemp("ferplus")
+    for split, count in (("train", 14), ("valid", 6)):
+        faces = varied_faces(count, count)
+        votes = {name: votes_for(index % 3, 7) for index, name in enumerate(faces)}
+        for index, row in enumerate(votes.values()):
+            row[(index + 1) % 3] += 3
+        if split == "train":
+            votes["fer0000013.png"] = [5, 5, *[0] * 8]
+        write_ferplus(root, split, votes, faces)
+    (root / "test_twins.txt").write_text("Train/fer0000012.png\n")
+    return root
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the commands of this module read and write."""
+
+    data: Path
+    detector: Path
+    folder: Path
+
+    @property
+    def paths(self) -> RunPaths:
+        run = self.folder / "run"
+        return RunPaths(self.data, None, self.detector, self.folder / "cache", run)
+
+    def call(self, command: str, *options: str) -> str:
+        """Run one command that must succeed; what it printed."""
+        shared = ("--data", self.data, "--detector", self.detector, "--cache", self.paths.cache)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            assert main([command, *map(str, shared), *options]) == 0
+        return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def workshop(
+    ferplus_root: Path, detector_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Workshop:
+    """A finished run."""
+    shop = Workshop(ferplus_root, detector_path, tmp_path_factory.mktemp("workshop"))
+    printed = shop.call("train", "--run", str(shop.paths.run), *TRAINING)
+    assert "12 images: {'found': 12}" in printed
+    assert "6 images: {'found': 6}" in printed
+    return shop
+
+
+def test_a_run_leaves_checkpoints_metrics_and_caches(workshop: Workshop) -> None:
+    run, cache = workshop.paths.run, workshop.paths.cache
+    assert {CHECKPOINT, BEST, METRICS} < {path.name for path in run.iterdir()}
+    assert len((run / METRICS).read_text().splitlines()) == 2
+    names = sorted(path.name for path in cache.iterdir())
+    assert names[1:] == ["landmarks.jsonl"]
+    assert names[0].startswith("guidance-")
+
+
+def test_checkpoints_hold_plain_values_alone(workshop: Workshop) -> None:
+    """So that they are read back without running code, by any version of torch."""
+    state = torch.load(workshop.paths.run / CHECKPOINT, weights_only=True)
+    provenance = state["provenance"]
+    assert provenance["labels"] == list(LABELS)
+    assert provenance["training_images"] == 12
+    assert all(type(value) in (str, int, list) for value in provenance.values())
+
+
+def test_a_run_can_be_taken_up_again(workshop: Workshop) -> None:
+    run = workshop.paths.run
+    written = (run / CHECKPOINT).read_bytes()
+    printed = workshop.call("train", "--run", str(run), *TRAINING, "--resume")
+    assert "going on after epoch 2" in printed
+    assert (run / CHECKPOINT).read_bytes() == written
+
+
+def test_a_run_is_not_taken_up_with_other_data(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(workshop.paths.run)
+    with pytest.raises(AssertionError):
+        workshop.call("train", "--run", run, *TRAINING, "--resume", "--final")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert "made with other settings: protocol" in message
+
+
+def test_export_gives_the_service_a_measured_model(workshop: Workshop) -> None:
+    output = workshop.folder / "lan.onnx"
+    told = workshop.call("export", "--run", str(workshop.paths.run), "--output", str(output))
+    model = ExpressionModel.load(output, SessionSettings("cpu"))
+    contract = model.contract
+    assert contract.labels == LABELS
+    assert (contract.fusion, contract.backbone, contract.dataset) == (
+        "concat",
+        "mobilefacenet",
+        "FERPlus",
+    )
+    assert contract.run_id.startswith("run, epoch ")
+    crops, angles = validation_crops(workshop.paths, contract.input_size)
+    evaluation = assess(model, crops)
+    assert len(angles) == len(evaluation.classes) == 6
+    assert contract.validation_accuracy == pytest.approx(evaluation.accuracy, abs=1e-4)
+    assert evaluation.accuracy > 0, "it learned at least which classes there are"
+    assert f"\nall: {100 * evaluation.accuracy:.2f}% of 6" in told
+    again = workshop.call("evaluate", "--model", str(output))
+    assert again.strip() in told
+
+
+def test_the_best_network_is_what_is_exported(workshop: Workshop) -> None:
+    trained = load_run(workshop.paths.run)
+    assert trained.config == CONFIG
+    state = torch.load(workshop.paths.run / BEST, weights_only=True)
+    assert trained.epoch == state["epoch"]
+    for name, value in trained.network.state_dict().items():
+        assert torch.equal(value, state["average"][name])
+    assert not trained.network.training
+
+
+@pytest.mark.parametrize(("majority_only", "images"), [(True, 12), (False, 13)])
+def test_splits_follow_the_configuration(
+    workshop: Workshop, majority_only: bool, images: int
+) -> None:
+    config = TrainingConfig(majority_only=majority_only)
+    train, validation = load_splits(config, workshop.paths, final=False)
+    assert (len(train), len(validation)) == (images, 6)
+    np.testing.assert_allclose(train.targets[0, :3], [0.7, 0.3, 0])
+
+
+def test_hard_labels_and_final_training(workshop: Workshop) -> None:
+    config = TrainingConfig(soft_labels=False)
+    train, _ = load_splits(config, workshop.paths, final=True)
+    assert len(train) == 18
+    np.testing.assert_array_equal(train.targets, np.eye(8)[train.classes])
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("train", ("--run", "{tmp}/run"), "FER2013Valid/label.csv: no such file"),
+        ("export", ("--run", "{tmp}/run", "--output", "{tmp}/x.onnx"), "best.pt: no such file"),
+        ("evaluate", ("--model", "{tmp}/x.onnx"), "x.onnx: cannot read the model file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    filled = [option.format(tmp=tmp_path) for option in options]
+    assert main([command, "--data", str(tmp_path), *filled]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
