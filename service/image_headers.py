@@ -3,7 +3,8 @@
 Pillow takes the size of a JPEG, PNG or BMP from its header alone. For three formats opening is
 already work: WebP allocates its canvas, GIF may fill one, and counting the frames of a GIF or TIFF
 costs time that a crafted file chooses. Those three are read here, so that a limit on pixels can be
-held before Pillow is called.
+held before Pillow is called; PNG too, so that an oversized header is called that even where
+nothing follows it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def read_header(data: bytes, image_format: str) -> ImageHeader:
         return _gif_header(data)
     if image_format == "WEBP":
         return _webp_header(data)
+    if image_format == "PNG" and data[12:16] == b"IHDR":
+        return ImageHeader(*struct.unpack_from(">II", data, 16))
     if image_format == "TIFF":
         return ImageHeader(frames=sum(1 for _ in _tiff_directories(data)))
     return ImageHeader()

@@ -203,7 +203,10 @@ def suppress(faces: Sequence[Face]) -> list[Face]:
 
 
 def to_image_frame(face: Face, placement: Placement) -> Face | None:
-    """A face in canvas pixels -> in image pixels, box cut at the image; None: centred outside."""
+    """A face in canvas pixels -> in image pixels, box cut at the image.
+
+    None where it is centred outside the image or its landmarks are no face (all in one point).
+    """
     height, width = placement.image_size
     offset = np.array(placement.offset, np.float32)
     corners = (face.box.reshape(2, 2) - offset) / placement.look.scale
@@ -212,6 +215,8 @@ def to_image_frame(face: Face, placement: Placement) -> Face | None:
         return None  # seen in the replicated border
     box = np.clip(corners, 0, (width, height)).reshape(4).astype(np.float32)
     landmarks = ((face.landmarks - offset) / placement.look.scale).astype(np.float32)
+    if not np.ptp(landmarks, axis=0).max() > 0:
+        return None
     return Face(box, landmarks, face.score)
 
 

@@ -86,6 +86,11 @@ def huge_png() -> bytes:
     return png_header(50_000, 50_000) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
 
 
+def test_a_png_cut_after_an_oversized_header_is_too_large() -> None:
+    with pytest.raises(ImageTooLargeError):
+        decode_image(png_header(50_000, 50_000), LIMITS)
+
+
 def huge_jpeg() -> bytes:
     data = bytearray(encoded(rgb(), "JPEG"))
     frame = data.index(b"\xff\xc0")
