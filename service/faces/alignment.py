@@ -33,6 +33,9 @@ FACE_MODEL_MM = np.array(
         (24.5, 29.0, 25.0),
     ]
 )
+# Mouth corners move with the expression (a smile lifts them, which looks like a lowered head), so
+# eyes and nose count four times.
+WEIGHTED_POINTS = (*(0, 1, 2) * 4, 3, 4)
 # Camera distance in sizes of the face. Far, since a crop does not tell how near its camera was.
 CAMERA_DISTANCE = 10.0
 
@@ -132,8 +135,8 @@ def head_pose(landmarks: ArrayLike) -> HeadPose:
         return HeadPose(0.0, 0.0, 0.0)
     camera = np.diag((CAMERA_DISTANCE, CAMERA_DISTANCE, 1.0))
     found, rotation_vector, _ = cv2.solvePnP(
-        FACE_MODEL_MM,
-        (centred / spread).reshape(5, 1, 2),
+        FACE_MODEL_MM[WEIGHTED_POINTS, :],
+        (centred / spread)[WEIGHTED_POINTS, None],
         camera,
         None,
         flags=cv2.SOLVEPNP_SQPNP,
