@@ -14,7 +14,8 @@ from service.expression import ExpressionModel
 from service.runtime import SessionSettings
 from training.assessment import assess, head_angles, report
 from training.backbones import CheckpointError, load_backbone
-from training.calibration import cross_fitted_error, fit_temperature
+from training.calibration import fit_temperature
+from training.card import Assessment, Recipe, write_card
 from training.config import TrainingConfig
 from training.crops import CropDataset
 from training.datasets import ferplus
@@ -56,9 +57,10 @@ def validation_crops(paths: RunPaths, size: int) -> tuple[CropDataset, NDArray[n
 
 
 def release(run: TrainedRun, paths: RunPaths, output: Path, facts: ModelFacts) -> str:
-    """Export `run` to `output` with its measured accuracy and fitted temperature.
+    """Export `run` to `output` with its measured accuracy and fitted temperature, and its card.
 
-    The returned report is measured on the exported file. Raises ExportError.
+    The card lies beside the file, .md and .png. It and the returned report are measured on the
+    exported file. Raises ExportError.
     """
     contract = make_contract(run.network, run.config, run.provenance, facts)
     export_onnx(run.network, contract, output)
@@ -71,12 +73,10 @@ def release(run: TrainedRun, paths: RunPaths, output: Path, facts: ModelFacts) -
     )
     export_onnx(run.network, make_contract(run.network, run.config, run.provenance, facts), output)
     model = ExpressionModel.load(output, SessionSettings("cpu"))
-    cross_fitted = cross_fitted_error(evaluation)
-    return (
-        f"{report(model, evaluation, angles)}\n"
-        f"expected calibration error, temperature fitted without the image: "
-        f"{100 * cross_fitted:.2f}%"
-    )
+    origin = run.provenance
+    recipe = Recipe(run.config, run.epoch, origin["training_images"], origin["weights"])
+    write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
+    return report(model, evaluation, angles)
 
 
 def _evaluation(path: Path, crops: CropDataset) -> Evaluation:

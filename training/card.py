@@ -1,0 +1,200 @@
+"""The model card: measured figures, pictures, recipe, licences, intended use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from service.expression import ExpressionModel
+from training.assessment import slices
+from training.calibration import coverage_curve, cross_fitted_error, reliability
+from training.config import TrainingConfig
+from training.evaluation import Evaluation
+
+matplotlib.use("Agg")  # no display needed
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """An exported model beside its answers on the validation split."""
+
+    model: ExpressionModel
+    evaluation: Evaluation
+    angles: NDArray[np.float64]
+    """[N] head pose of each image, degrees; NaN where no face was found."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the model came to be."""
+
+    config: TrainingConfig
+    epoch: int
+    training_images: int
+    weights: str
+
+
+def write_card(path: Path, assessment: Assessment, recipe: Recipe) -> None:
+    """Write the card to `path` (Markdown) and its picture beside it, same name, .png."""
+    picture = path.with_suffix(".png")
+    draw_figures(picture, assessment)
+    contract = assessment.model.contract
+    sections = (
+        f"# {contract.name}",
+        f"SHA-256 `{assessment.model.sha256}`, run {contract.run_id}.",
+        _what(assessment),
+        "## Accuracy\n\n" + _accuracy(assessment),
+        f"![Reliability, confusion and coverage on the validation split]({picture.name})",
+        "## Training\n\n" + _training(assessment, recipe),
+        LICENCES,
+        INTENDED_USE,
+    )
+    path.write_text("\n\n".join(sections) + "\n")
+
+
+def _what(assessment: Assessment) -> str:
+    contract = assessment.model.contract
+    return (
+        f"A Local Attention Network (Cho & Lee, IEEE Access 2022) on {contract.backbone}: an "
+        f"aligned face of {contract.input_size} x {contract.input_size} pixels gives logits for "
+        f"{len(contract.labels)} expressions ({', '.join(contract.labels)}), an attention map and "
+        "the evidence for each class, on a 7 x 7 grid. The file's metadata says how to prepare "
+        "the face."
+    )
+
+
+def _accuracy(assessment: Assessment) -> str:
+    contract, evaluation = assessment.model.contract, assessment.evaluation
+    rows = [
+        f"| {s.name} | {s.images} | {100 * s.accuracy:.2f}% | {100 * s.mean_recall:.2f}% |"
+        for s in slices(evaluation, assessment.angles)
+    ]
+    counts = np.bincount(evaluation.classes, minlength=len(contract.labels))
+    recalls = [
+        f"| {label} | {count} | {100 * recall:.1f}% |"
+        for label, count, recall in zip(contract.labels, counts, evaluation.recalls(), strict=True)
+    ]
+    error = reliability(evaluation, contract.temperature).error
+    lines = [
+        f"Measured on the exported file, {contract.dataset} validation, majority protocol, faces "
+        "found and aligned by the service's own code. The test split was not looked at; no "
+        "validation image and none of its byte-identical twins was trained on. Head pose is the "
+        "larger of yaw and pitch, estimated from five landmarks.",
+        "",
+        "| slice | images | accuracy | mean recall |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        "| expression | images | recall |",
+        "| --- | --- | --- |",
+        *recalls,
+        "",
+        f"Confidence: expected calibration error {100 * error:.2f}% (15 bins) at temperature "
+        f"{contract.temperature:.3f}, which was fitted on the same images; "
+        f"{100 * cross_fitted_error(evaluation):.2f}% where each image's temperature was fitted "
+        "without it.",
+        "",
+        "```sh",
+        "python -m training evaluate --data DATA --model models/lan_mobilefacenet_ferplus.onnx",
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _training(assessment: Assessment, recipe: Recipe) -> str:
+    contract, config = assessment.model.contract, recipe.config
+    frozen = (
+        f"; the backbone's layers before `{config.freeze_before}` were frozen for the first "
+        f"{config.freeze_epochs} epochs"
+        if config.freeze_before
+        else ""
+    )
+    return (
+        f"{recipe.training_images:,} images. {contract.protocol[0].upper()}{contract.protocol[1:]}."
+        f" Targets: {'the distribution of votes' if config.soft_labels else 'the majority class'}."
+        f" Backbone from `{recipe.weights}`, all of it trained{frozen}. Guidance maps: K-means on "
+        "the features of the pretrained face-recognition backbone, before any training on "
+        f"expressions; alpha {config.alpha:g}; fusion {config.fusion}. {config.optimizer} at a peak"
+        f" rate of {config.learning_rate:g}, batch {config.batch_size}, warm-up and cosine over "
+        f"{config.epochs} epochs; the weights are the exponential moving average after epoch "
+        f"{recipe.epoch}. README has the command."
+    )
+
+
+LICENCES = """## Licence
+
+| what | terms |
+| --- | --- |
+| this model | non-commercial research, from the two below |
+| backbone weights (MobileFaceNet, InsightFace, trained on MS-Celeb-1M) | non-commercial research |
+| images (FER2013) | research |
+| labels (FER+) | MIT |"""
+
+INTENDED_USE = """## Intended use
+
+Research on facial expressions in photos, and tools whose users know what the numbers are.
+
+- **An expression is no inner state.** The model says what ten people would most likely call the
+  face in a photo. What the person feels, means or is like, it cannot know.
+- **European Union:** inferring emotions at work and in education is prohibited, medical and safety
+  reasons apart (AI Act, article 5(1)(f)).
+- Not for decisions about people.
+- The training pictures are 48-pixel grey faces from a web search; how ages, skin tones and cultures
+  are represented in them is unknown, and so is how accuracy differs between them.
+- Rare classes have few training images: read the recall table before you rely on one.
+- Accuracy falls as heads turn; the table says how far."""
+
+
+def draw_figures(path: Path, assessment: Assessment) -> None:
+    """Reliability diagram, confusion matrix and coverage curve, side by side, as a PNG."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    _draw_reliability(axes[0], assessment)
+    _draw_confusion(axes[1], assessment)
+    _draw_coverage(axes[2], assessment)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _draw_reliability(axes: Axes, assessment: Assessment) -> None:
+    bins = reliability(assessment.evaluation, assessment.model.contract.temperature)
+    used = bins.counts > 0
+    axes.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1)
+    axes.plot(bins.confidence[used], bins.accuracy[used], marker="o")
+    axes.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+
+
+def _draw_confusion(axes: Axes, assessment: Assessment) -> None:
+    labels = assessment.model.contract.labels
+    counts = assessment.evaluation.confusion()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*shares.shape):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        text = f"{100 * shares[row, column]:.0f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=45, ha="right")
+    axes.set_yticks(ticks, labels)
+    axes.set(title="Confusion, % of each true class", xlabel="predicted", ylabel="true")
+
+
+def _draw_coverage(axes: Axes, assessment: Assessment) -> None:
+    coverage, accuracy = coverage_curve(
+        assessment.evaluation, assessment.model.contract.temperature
+    )
+    axes.plot(coverage, accuracy)
+    axes.set(
+        title="Answering only the most confident",
+        xlabel="share of faces answered",
+        ylabel="accuracy",
+        xlim=(0, 1),
+        ylim=(min(0.8, float(accuracy.min())), 1),
+    )
+    axes.grid(visible=True, alpha=0.3)
