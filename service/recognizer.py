@@ -193,7 +193,7 @@ class Recognizer:
         with clock.measure("decode"):
             image = decode_image(data, self._limits)
         height, width = image.pixels.shape[:2]
-        first = self.networks.detector.rounds(height, width)[0]
+        first = self.networks.detector.rounds(height, width)[0].looks
         return image, self._place(image, first, clock)
 
     async def _detect(
@@ -203,21 +203,27 @@ class Recognizer:
         min_score: float | None,
         clock: StageClock,
     ) -> list[Face]:
-        """All faces; the detector's later rounds are for photos where none was found yet."""
+        """All faces; the detector says which of its later rounds a photo needs."""
         height, width = image.pixels.shape[:2]
-        faces = await self._look(placements, min_score, clock)
-        for looks in self.networks.detector.rounds(height, width)[1:]:
-            if faces:
-                break
-            again = await self._offload(partial(self._place, image, looks, clock))
-            faces = await self._look(again, min_score, clock)
+        faces = await self._look(placements, [], min_score, clock)
+        for turn in self.networks.detector.rounds(height, width)[1:]:
+            if turn.needed(faces):
+                again = await self._offload(partial(self._place, image, turn.looks, clock))
+                faces = await self._look(again, faces, min_score, clock)
         return faces
 
     async def _look(
-        self, placements: Sequence[Placement], min_score: float | None, clock: StageClock
+        self,
+        placements: Sequence[Placement],
+        earlier: Sequence[Face],
+        min_score: float | None,
+        clock: StageClock,
     ) -> list[Face]:
         raws = await self._run("detect", self._detector, placements, clock)
-        return await self._offload(partial(self._finish, raws, placements, min_score, clock))
+        finish = partial(
+            self.networks.detector.finish, raws, placements, earlier=earlier, min_score=min_score
+        )
+        return await self._offload(partial(self._timed, "detect", finish, clock))
 
     def _place(
         self, image: DecodedImage, looks: Sequence[Look], clock: StageClock
@@ -225,15 +231,9 @@ class Recognizer:
         with clock.measure("detect"):
             return [self.networks.detector.place(image.pixels, look) for look in looks]
 
-    def _finish(
-        self,
-        raws: Sequence[RawDetections],
-        placements: Sequence[Placement],
-        min_score: float | None,
-        clock: StageClock,
-    ) -> list[Face]:
-        with clock.measure("detect"):
-            return self.networks.detector.finish(raws, placements, min_score=min_score)
+    def _timed(self, stage: Stage, work: Callable[[], Result], clock: StageClock) -> Result:
+        with clock.measure(stage):
+            return work()
 
     def _align(
         self, image: DecodedImage, faces: Sequence[Face], clock: StageClock

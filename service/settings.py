@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         "hold an image of max_image_pixels.",
     )
     max_detector_batch: int = Field(
-        4,
+        2,
         ge=1,
         le=256,
         description="Images in one run of the detector; memory grows with it (about 80 MB an "

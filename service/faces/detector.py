@@ -36,8 +36,15 @@ CANVAS_SIZES = (
     (960, 1280),
     (1280, 960),
     (1280, 1280),
+    (1088, 1920),
+    (1440, 1920),
+    (1920, 1440),
 )
 LONG_SIDES = (320, 640, 1280)
+# Long side of the finer look that follows a first look at each of these.
+FINER_SIDES = {320: 640, 640: 1280, 1280: 1920}
+# A finer look is worth its time only where it enlarges by this much.
+FINER_GAIN = 1.3
 # Tiny pictures are enlarged, but not without end: on 48-pixel faces, landmarks agree best with
 # those of the mirrored picture at a scale of 3 (of 2.3 to 6.7 tried).
 MAX_ENLARGEMENT = 3.0
@@ -83,6 +90,19 @@ class Look:
     """Only faces whose longer side has so many canvas pixels count in this look."""
 
 
+@dataclass(frozen=True)
+class Round:
+    """Looks that are taken together, and when."""
+
+    looks: tuple[Look, ...]
+    small_below: float = 0.0
+    """Taken where no face has been found yet, or one with a longer side below so many pixels."""
+
+    def needed(self, faces: Sequence[Face]) -> bool:
+        """Whether to take this round after the rounds before found `faces` (image pixels)."""
+        return not faces or min(map(_longer_side, faces)) < self.small_below
+
+
 @dataclass(frozen=True, eq=False)
 class Placement:
     """An image drawn in the middle of a canvas, its border pixels replicated around it."""
@@ -124,29 +144,52 @@ def anchors(canvas: tuple[int, int]) -> Float32:
 
 
 def fitting_canvas(height: float, width: float) -> tuple[int, int]:
-    """The smallest canvas that holds `height` x `width` pixels, else the largest."""
+    """The smallest canvas that holds `height` x `width` pixels, else the best for that shape."""
     fitting = [c for c in CANVAS_SIZES if c[0] >= height - 0.5 and c[1] >= width - 0.5]
-    return min(fitting, key=lambda c: c[0] * c[1], default=CANVAS_SIZES[-1])
+    shape = (height, width)
+    by_scale = max(CANVAS_SIZES, key=lambda c: min(c[0] / shape[0], c[1] / shape[1]))
+    return min(fitting, key=lambda c: c[0] * c[1], default=by_scale)
 
 
-def plan_rounds(height: int, width: int) -> tuple[tuple[Look, ...], ...]:
+def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
     """How to look at an image of `height` x `width` pixels.
 
-    All looks of a round are taken and their faces merged; the next round is for the image in
-    which the rounds before found nothing: it may be one big face that fills the frame, which is
-    found once it is drawn at another size.
+    The first round is always taken. Where it finds nothing the image may be one big face that
+    fills the frame, found once it is drawn at another size. Where all is empty or a face is small,
+    a last round looks for small faces on a larger canvas.
     """
     long_side = max(height, width)
-    small = CANVAS_SIZES[0]
     target = next((side for side in LONG_SIDES if side >= long_side), LONG_SIDES[-1])
-    scale = min(target / long_side, MAX_ENLARGEMENT)
-    first = [Look(fitting_canvas(height * scale, width * scale), scale, MIN_SCORE)]
+    fine = _look(height, width, target)
+    first = [fine]
     if target == LONG_SIDES[-1]:
-        coarse_scale = LONG_SIDES[0] / long_side
-        fine = replace(first[0], sides=(0.0, LARGEST_FACE))
-        first = [Look(small, coarse_scale, MIN_SCORE, (COARSE_SMALLEST_FACE, math.inf)), fine]
-    again = [Look(small, side / long_side, SECOND_LOOK_MIN_SCORE) for side in SECOND_LOOK_SIDES]
-    return (tuple(first), *((look,) for look in again if look.scale != scale))
+        coarse = (COARSE_SMALLEST_FACE, math.inf)
+        first = [_small_look(long_side, LONG_SIDES[0], MIN_SCORE, coarse)]
+        first.append(replace(fine, sides=(0.0, LARGEST_FACE)))
+    rounds = [Round(tuple(first))]
+    for side in SECOND_LOOK_SIDES:
+        again = _small_look(long_side, side, SECOND_LOOK_MIN_SCORE)
+        if again.scale != fine.scale:
+            rounds.append(Round((again,)))
+    finer = replace(_look(height, width, FINER_SIDES[target]), sides=(0.0, LARGEST_FACE))
+    if finer.scale >= fine.scale * FINER_GAIN:
+        rounds.append(Round((finer,), small_below=SMALL_FACE / fine.scale))
+    return tuple(rounds)
+
+
+def _look(height: int, width: int, target: int) -> Look:
+    """The image with its longer side at `target` canvas pixels, or as near as canvases allow."""
+    scale = min(target / max(height, width), MAX_ENLARGEMENT)
+    canvas = fitting_canvas(height * scale, width * scale)
+    scale = min(scale, canvas[0] / height, canvas[1] / width)
+    return Look(canvas, scale, MIN_SCORE)
+
+
+def _small_look(
+    long_side: int, side: int, min_score: float, sides: tuple[float, float] = (0.0, math.inf)
+) -> Look:
+    """The whole image on the smallest canvas, its longer side at `side` pixels."""
+    return Look(CANVAS_SIZES[0], side / long_side, min_score, sides)
 
 
 def place(image: UInt8, look: Look) -> Placement:
@@ -243,7 +286,7 @@ class FaceDetector:
         """Raises ModelFileError, ModelContractError or ProviderUnavailableError."""
         return cls(load_model(path, settings))
 
-    def rounds(self, height: int, width: int) -> tuple[tuple[Look, ...], ...]:
+    def rounds(self, height: int, width: int) -> tuple[Round, ...]:
         """See `plan_rounds`."""
         return plan_rounds(height, width)
 
@@ -269,29 +312,30 @@ class FaceDetector:
         raws: Sequence[RawDetections],
         placements: Sequence[Placement],
         *,
+        earlier: Sequence[Face] = (),
         min_score: float | None = None,
     ) -> list[Face]:
-        """The faces of one round of looks, in image pixels, largest first.
+        """The faces of one round of looks and of `earlier` rounds, in image pixels, largest first.
 
         `min_score` (0..1) overrides the looks' thresholds.
         """
-        faces = []
+        faces = list(earlier)
         for raw, placement in zip(raws, placements, strict=True):
             seen = (to_image_frame(f, placement) for f in decode(raw, placement.look, min_score))
             faces += [face for face in seen if face is not None]
-        if len(placements) > 1:
+        if earlier or len(placements) > 1:
             faces = suppress(faces)
         return sorted(faces, key=_area, reverse=True)
 
     def detect(self, image: UInt8, *, min_score: float | None = None) -> list[Face]:
         """Faces of `image` [H,W,3] uint8 RGB, largest first. Raises InferenceError."""
-        for looks in self.rounds(image.shape[0], image.shape[1]):
-            placements = [self.place(image, look) for look in looks]
-            raws = [self.infer([placement])[0] for placement in placements]
-            faces = self.finish(raws, placements, min_score=min_score)
-            if faces:
-                return faces
-        return []
+        faces: list[Face] = []
+        for turn in self.rounds(image.shape[0], image.shape[1]):
+            if turn.needed(faces):
+                placements = [self.place(image, look) for look in turn.looks]
+                raws = [self.infer([placement])[0] for placement in placements]
+                faces = self.finish(raws, placements, earlier=faces, min_score=min_score)
+        return faces
 
     def warm_up(self) -> None:
         """Run every canvas size once, so that no request pays for a first time."""
@@ -302,3 +346,7 @@ class FaceDetector:
 def _area(face: Face) -> float:
     x1, y1, x2, y2 = face.box
     return float((x2 - x1) * (y2 - y1))
+
+
+def _longer_side(face: Face) -> float:
+    return float((face.box[2:] - face.box[:2]).max())

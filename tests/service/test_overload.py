@@ -249,5 +249,5 @@ def test_classifier_that_breaks_is_a_problem_too(
 
 def test_every_look_of_every_admitted_image_fits_the_queue() -> None:
     sides = (1, 100, 320, 640, 641, 1280, 1281, 8000)
-    looks = [len(round_) for h in sides for w in sides for round_ in plan_rounds(h, w)]
+    looks = [len(turn.looks) for h in sides for w in sides for turn in plan_rounds(h, w)]
     assert max(looks) <= MAX_LOOKS
