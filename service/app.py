@@ -16,7 +16,7 @@ from service.middleware import EdgeMiddleware
 from service.openapi import install_openapi
 from service.problems import install_handlers
 from service.recognizer import load_networks
-from service.routes import health, model, predict
+from service.routes import health, model, page, predict
 from service.settings import Settings
 from service.state import LoadNetworks, OnStarted, ServiceState
 
@@ -66,6 +66,6 @@ def create_app(
     )
     install_handlers(app)
     install_openapi(app)
-    for router in (predict.router, model.router, health.router):
+    for router in (predict.router, model.router, health.router, page.router):
         app.include_router(router)
     return app
