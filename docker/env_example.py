@@ -18,13 +18,16 @@ HEADING = """\
 # Port of Prometheus on 127.0.0.1.
 #PROMETHEUS_PORT=9090
 
+# Port of Grafana on 127.0.0.1 (profile dashboards).
+#GRAFANA_PORT=3000
+
 # CPU cores the service may use, a whole number; it starts that many workers.
 #SERVICE_CPUS=2
 
 # Memory the service may use; images of the largest size allowed, in every worker, must fit.
 #SERVICE_MEMORY=4g
 
-# Time to finish after a stop; must be longer than LAN_FER_DRAIN_SECONDS.
+# Time to finish after a stop; must be more than 5 s longer than LAN_FER_DRAIN_SECONDS.
 #SERVICE_STOP_GRACE=30s
 
 # --- the service ---
