@@ -11,7 +11,8 @@ from pathlib import Path
 from service.errors import ServiceError
 from training.backbones import BACKBONES, CheckpointError
 from training.config import TrainingConfig
-from training.datasets.records import DatasetError
+from training.datasets.records import PARTS, DatasetError
+from training.datasets.registry import DATASETS
 from training.export import ExportError, ModelFacts
 from training.lan import FUSIONS
 from training.pipeline import RunPaths, train_lan
@@ -21,7 +22,7 @@ from training.trainer import TrainingError
 
 DETECTOR = Path("models/retinaface_mnet025.onnx")
 LICENCE = (
-    "non-commercial research: derived from weights trained on MS-Celeb-1M and from FER2013 images"
+    "non-commercial research: derived from weights trained on MS-Celeb-1M and from {images} images"
 )
 KNOWN_ERRORS = (
     ServiceError,
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a LAN on FERPlus")
+    train = commands.add_parser("train", help="train a LAN on a data set")
     train.set_defaults(run_command=_train)
     _add_data(train)
     train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
@@ -62,18 +63,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(export)
     export.add_argument("--run", type=Path, required=True, help="folder of the run")
     export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
-    export.add_argument("--name", default="lan-mobilefacenet-ferplus", help="the model's name")
-    export.add_argument("--licence", default=LICENCE, help="of the weights, for the contract")
+    export.add_argument("--name", help="the model's name (default: lan-BACKBONE-DATASET)")
+    export.add_argument("--licence", help=f"of the weights (default: {LICENCE})")
 
-    evaluate = commands.add_parser("evaluate", help="an ONNX file on FERPlus validation")
+    evaluate = commands.add_parser("evaluate", help="an ONNX file on a split of a data set")
     evaluate.set_defaults(run_command=_evaluate)
     _add_data(evaluate)
     evaluate.add_argument("--model", type=Path, required=True, help="ONNX file with contract")
+    evaluate.add_argument(
+        "--split", choices=PARTS, default="validation", help="default: %(default)s"
+    )
+    evaluate.add_argument(
+        "--list", type=Path, help="only images on this list (RAN's pose or occlusion lists)"
+    )
     return parser
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="FERPlus in its official layout")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the data set in its official layout"
+    )
+    parser.add_argument(
+        "--dataset", choices=tuple(DATASETS), default="ferplus", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--fold", type=int, default=0, help="KDEF: fold that is the test, 0 to 9 (default: 0)"
+    )
     parser.add_argument("--detector", type=Path, default=DETECTOR, help="RetinaFace ONNX file")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="shared cache")
 
@@ -98,18 +113,33 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"augmentation"}
     config = TrainingConfig(**{name: getattr(options, name) for name in names})
-    paths = RunPaths(options.data, options.weights, options.detector, options.cache, options.run)
+    paths = _paths(options, run=options.run, weights=options.weights)
     train_lan(config, paths, resume=options.resume, final=options.final)
 
 
 def _export(options: argparse.Namespace) -> None:
     run = load_run(options.run)
-    paths = RunPaths(options.data, None, options.detector, options.cache, options.run)
+    paths = _paths(options, run=options.run)
     run_id = f"{options.run.name}, epoch {run.epoch}, commit {run.provenance['commit']}"
-    facts = ModelFacts(options.name, 0.0, 1.0, run_id, options.licence)
+    name = options.name or f"lan-{run.config.backbone}-{options.dataset}"
+    dataset = DATASETS[options.dataset]
+    licence = options.licence or LICENCE.format(images=dataset.images or dataset.title)
+    facts = ModelFacts(name, 0.0, 1.0, run_id, licence)
     print(release(run, paths, options.output, facts))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    paths = RunPaths(options.data, None, options.detector, options.cache, Path())
-    print(evaluate_file(options.model, paths))
+    paths = _paths(options, run=Path())
+    print(evaluate_file(options.model, paths, part=options.split, listed=options.list))
+
+
+def _paths(options: argparse.Namespace, *, run: Path, weights: Path | None = None) -> RunPaths:
+    return RunPaths(
+        data=options.data,
+        weights=weights,
+        detector=options.detector,
+        cache=options.cache,
+        run=run,
+        dataset=options.dataset,
+        fold=options.fold,
+    )

@@ -35,6 +35,8 @@ class TrainingConfig:
     """Vote distributions as targets; false: the majority class alone."""
     majority_only: bool = True
     """Leave out images whose votes have no majority; false: learn from their votes too."""
+    balanced: bool = False
+    """Draw each class equally often, for data sets in which some are rare (AffectNet)."""
     freeze_before: str = ""
     """Backbone stage before which all is frozen for the first `freeze_epochs` (MobileFaceNet)."""
     freeze_epochs: int = 0

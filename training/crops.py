@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from service.faces.alignment import compose, warp_crop
 from training.augmentation import Augmentation, move_grid, photometric, sample_affine
@@ -80,19 +80,40 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
+def class_weights(split: Split) -> NDArray[np.float64]:
+    """[N] weights with which every class that occurs is drawn equally often.
+
+    An image without a hard label counts as the class of its largest target.
+    """
+    classes = np.where(split.classes >= 0, split.classes, split.targets.argmax(1))
+    return np.asarray(1 / np.bincount(classes)[classes], np.float64)
+
+
 def batches(
-    dataset: CropDataset, batch_size: int, *, shuffle: bool, workers: int = 0
+    dataset: CropDataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    balanced: bool = False,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """One pass over `dataset`; shuffled, the order depends on its seed and epoch alone.
+
+    Shuffled and `balanced`, as many images are drawn with replacement, each class as often.
 
     A shuffled pass drops the last, incomplete batch (batch statistics of two faces mean nothing)
     unless it is the only one.
     """
     generator = torch.Generator().manual_seed(dataset._seed * 1_000_003 + dataset.epoch)
+    sampler = None
+    if shuffle and balanced:
+        weights = class_weights(dataset.split).tolist()
+        sampler = WeightedRandomSampler(weights, len(dataset), generator=generator)
     loader = DataLoader(
         dataset,
         batch_size,
-        shuffle=shuffle,
+        shuffle=shuffle and sampler is None,
+        sampler=sampler,
         generator=generator,
         num_workers=workers,
         drop_last=shuffle and len(dataset) > batch_size,

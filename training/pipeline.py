@@ -19,8 +19,8 @@ from service.runtime import SessionSettings
 from training.backbones import load_backbone
 from training.config import TrainingConfig
 from training.crops import CropDataset, batches, normalise
-from training.datasets import ferplus
-from training.datasets.records import Split, file_digests
+from training.datasets.records import DatasetError, Split, file_digests
+from training.datasets.registry import Choice, find_dataset
 from training.guidance import (
     GuidanceMaps,
     cache_key,
@@ -43,7 +43,7 @@ class RunPaths:
     """Where a run reads and writes."""
 
     data: Path
-    """Root of the data set in its official layout."""
+    """Root of the data set in its official layout, or a table of one's own images."""
     weights: Path | None
     """Pretrained backbone; None starts from random weights."""
     detector: Path
@@ -52,6 +52,10 @@ class RunPaths:
     """Folder of prepared landmarks and guidance maps, shared by runs."""
     run: Path
     """Folder of this run's checkpoints, metrics and log."""
+    dataset: str = "ferplus"
+    """Name of the data set in the registry."""
+    fold: int = 0
+    """The fold that is the test, where the data set comes in folds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +67,23 @@ class PreparedSplit:
 
 
 def prepare_split(split: Split, paths: RunPaths) -> PreparedSplit:
-    """Find the faces of `split` and report how many were found."""
+    """Find the faces of `split`; report how many were found and what cannot be read.
+
+    Landmarks and boxes that come with the data go before the detector's own choice.
+    Raises DatasetError where no image can be read.
+    """
     detector = FaceDetector.load(paths.detector, SessionSettings("cpu"))
-    faces = prepare(split.paths, paths.cache / "landmarks.jsonl", detector)
+    faces = prepare(split.paths, paths.cache / "landmarks.jsonl", detector, boxes=split.boxes)
+    if split.landmarks is not None:
+        faces = faces.with_landmarks(split.landmarks)
     print(f"{len(split)} images: {dict(faces.counts)}", flush=True)
+    unreadable = [
+        p for p, readable in zip(split.paths, faces.readable, strict=True) if not readable
+    ]
+    for path in unreadable:
+        print(f"unreadable, left out: {path}", flush=True)
+    if len(unreadable) == len(split):
+        raise DatasetError(f"{paths.data}: none of {len(split)} images can be read")
     return PreparedSplit(split.subset(faces.readable), faces.subset(faces.readable))
 
 
@@ -100,12 +117,12 @@ def _images(dataset: CropDataset) -> Iterator[Tensor]:
 
 
 def load_splits(config: TrainingConfig, paths: RunPaths, *, final: bool) -> tuple[Split, Split]:
-    """Training and validation splits of FERPlus; `final` trains on both together."""
-    train, validation = ferplus.training_and_validation(
-        paths.data, majority_only=config.majority_only
-    )
-    if final:
-        train = ferplus.final_training(paths.data, majority_only=config.majority_only)
+    """Training and validation splits of the data set; `final` trains on both together."""
+    dataset = find_dataset(paths.dataset)
+    # Measured images have a hard label, whatever is learnt from.
+    validation = dataset.load(paths.data, "validation", Choice(fold=paths.fold))
+    choice = Choice(majority_only=config.majority_only, fold=paths.fold)
+    train = dataset.load(paths.data, "final" if final else "train", choice)
     return (train if config.soft_labels else train.hardened()), validation
 
 
@@ -149,11 +166,11 @@ def train_lan(
 
 
 def _provenance(train: Split, paths: RunPaths, final: bool) -> dict[str, Any]:
+    dataset = find_dataset(paths.dataset)
     return {
         "labels": list(train.labels),
-        "dataset": "FERPlus",
-        "protocol": "majority, official label.csv; twins of the test split left out; "
-        + ("training + validation" if final else "training"),
+        "dataset": dataset.title,
+        "protocol": dataset.protocol_of(Choice(fold=paths.fold), final=final),
         "training_images": len(train),
         "weights": paths.weights.name if paths.weights else "random",
         "commit": _commit(),

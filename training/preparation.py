@@ -59,6 +59,16 @@ class Prepared:
         status = tuple(s for s, keep in zip(self.status, kept, strict=True) if keep)
         return Prepared(status, self.landmarks[kept], self.matrices[kept])
 
+    def with_landmarks(self, known: NDArray[np.float32]) -> Prepared:
+        """Known landmarks [N,5,2] in place of the detector's; rows with NaN change nothing."""
+        given = np.isfinite(known).all((1, 2)) & self.readable
+        landmarks, matrices = self.landmarks.copy(), self.matrices.copy()
+        landmarks[given] = known[given]
+        for index in np.flatnonzero(given):
+            matrices[index] = similarity_transform(known[index], ARCFACE_TEMPLATE)
+        status = tuple(FOUND if g else s for g, s in zip(given, self.status, strict=True))
+        return Prepared(status, landmarks, matrices)
+
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """[H,W,3] uint8 RGB, upright, by the service's own decoder. Raises RequestError, OSError."""
@@ -66,33 +76,65 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def prepare(
-    paths: Sequence[Path], store: Path, detector: FaceDetector, *, workers: int = 2
+    paths: Sequence[Path],
+    store: Path,
+    detector: FaceDetector,
+    *,
+    boxes: NDArray[np.float32] | None = None,
+    workers: int = 2,
 ) -> Prepared:
     """Find the face of each image, keeping results in `store` (JSON lines) as they come.
 
-    Run again after an interruption, it goes on where it stopped; an image whose bytes changed is
-    examined anew. The largest face is taken.
+    Results belong to an image's bytes, not to its name: run again after an interruption, it goes
+    on where it stopped; changed images are examined anew; data sets may share a store.
+    The largest face is taken, or, where `boxes` [N,4] (x1, y1, x2, y2) has no NaN, the face that
+    overlaps its box most.
     Raises PreparationError where `store` was made by another detector or version.
     """
     header = {"detector": detector.sha256, "version": PIPELINE_VERSION}
     done = _read_store(store, header)
-    missing = [path for path in paths if not _is_current(path, done.get(_key(path)))]
+    tasks = _tasks(paths, boxes)
+    missing = [task for task in tasks if task.sha256 is None or task.key not in done]
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.open("a") as file, ThreadPoolExecutor(workers) as pool:
         if not done and not file.tell():
             file.write(json.dumps(header) + "\n")
-        entries: Iterable[dict[str, Any]] = pool.map(lambda p: _examine(p, detector), missing)
-        for entry in progress(entries, "faces", len(missing), unit="img"):
+        entries: Iterable[dict[str, Any]] = pool.map(lambda t: _examine(t, detector), missing)
+        examined = progress(entries, "faces", len(missing), unit="img")
+        for task, entry in zip(missing, examined, strict=True):
             file.write(json.dumps(entry) + "\n")
-            done[entry["image"]] = entry
-    return _assemble([done[_key(path)] for path in paths])
+            done[task.key] = entry
+    return _assemble([done[task.key] for task in tasks])
 
 
-def _key(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+@dataclass(frozen=True)
+class _Task:
+    """An image to find the face of."""
+
+    path: Path
+    sha256: str | None
+    """Of the file's bytes; None where it cannot be read."""
+    box: tuple[float, ...]
+    """The face that is meant, x1, y1, x2, y2; empty for the largest."""
+
+    @property
+    def key(self) -> tuple[str | None, tuple[float, ...]]:
+        """What the result depends on."""
+        return self.sha256, self.box
 
 
-def _read_store(store: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _tasks(paths: Sequence[Path], boxes: NDArray[np.float32] | None) -> list[_Task]:
+    known = [()] * len(paths) if boxes is None else [_box(box) for box in boxes]
+    return [_Task(path, _digest(path), box) for path, box in zip(paths, known, strict=True)]
+
+
+def _box(box: NDArray[np.float32]) -> tuple[float, ...]:
+    return tuple(round(float(v), 2) for v in box) if np.isfinite(box).all() else ()
+
+
+def _read_store(
+    store: Path, header: dict[str, Any]
+) -> dict[tuple[str | None, tuple[float, ...]], dict[str, Any]]:
     if not store.is_file():
         return {}
     lines = list(_json_lines(store))
@@ -100,7 +142,7 @@ def _read_store(store: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]
         raise PreparationError(
             f"{store}: made by {lines[0]}, this is {header}; remove the file to prepare anew"
         )
-    return {entry["image"]: entry for entry in lines[1:]}
+    return {(entry.get("sha256"), tuple(entry.get("meant", ()))): entry for entry in lines[1:]}
 
 
 def _json_lines(store: Path) -> Iterator[dict[str, Any]]:
@@ -112,11 +154,6 @@ def _json_lines(store: Path) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in complete.splitlines())
 
 
-def _is_current(path: Path, entry: dict[str, Any] | None) -> bool:
-    """`entry` was made from the bytes that the file has now."""
-    return entry is not None and entry.get("sha256") == _digest(path)
-
-
 def _digest(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -124,15 +161,32 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _examine(path: Path, detector: FaceDetector) -> dict[str, Any]:
-    entry: dict[str, Any] = {"image": _key(path), "sha256": _digest(path)}
+def _examine(task: _Task, detector: FaceDetector) -> dict[str, Any]:
+    name = f"{task.path.parent.name}/{task.path.name}"
+    entry: dict[str, Any] = {"image": name, "sha256": task.sha256}
+    if task.box:
+        entry["meant"] = task.box
     try:
-        image = read_image(path)
+        image = read_image(task.path)
     except (RequestError, OSError) as error:
         return entry | {"status": UNREADABLE, "reason": str(error)}
     entry["size"] = [image.shape[0], image.shape[1]]
     faces = detector.detect(image)
+    if task.box:
+        faces = _by_overlap(faces, np.array(task.box))
     return entry | (_face_entry(faces[0]) if faces else {"status": NO_FACE})
+
+
+def _by_overlap(faces: Sequence[Face], box: NDArray[np.float64]) -> list[Face]:
+    """The faces that overlap `box`, the largest intersection over union first."""
+
+    def overlap(face: Face) -> float:
+        sides = np.minimum(face.box[2:], box[2:]) - np.maximum(face.box[:2], box[:2])
+        shared = float(np.maximum(sides, 0).prod())
+        areas = [float((b[2:] - b[:2]).prod()) for b in (face.box, box)]
+        return shared / max(sum(areas) - shared, 1e-9)
+
+    return sorted((f for f in faces if overlap(f) > 0), key=overlap, reverse=True)
 
 
 def _face_entry(face: Face) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from training.calibration import fit_temperature
 from training.card import Assessment, Recipe, write_card
 from training.config import TrainingConfig
 from training.crops import CropDataset
-from training.datasets import ferplus
+from training.datasets.lists import select
+from training.datasets.records import DatasetError, Part, Split
+from training.datasets.registry import Choice, find_dataset
 from training.evaluation import Evaluation
 from training.export import ModelFacts, export_onnx, make_contract
 from training.lan import Lan
@@ -50,10 +52,29 @@ def load_run(folder: Path, checkpoint: str = BEST) -> TrainedRun:
 
 
 def validation_crops(paths: RunPaths, size: int) -> tuple[CropDataset, NDArray[np.float64]]:
-    """FERPlus validation as the service would cut it, and each head's angle in degrees."""
-    prepared = prepare_split(ferplus.load_split(paths.data, "valid"), paths)
+    """Validation images as the service would cut them, and each head's angle in degrees."""
+    return crops_of(load_part(paths, "validation"), paths, size)
+
+
+def load_part(paths: RunPaths, part: Part, *, majority_only: bool = True) -> Split:
+    """A split of the data set that `paths` names. Raises DatasetError."""
+    choice = Choice(majority_only=majority_only, fold=paths.fold)
+    return find_dataset(paths.dataset).load(paths.data, part, choice)
+
+
+def crops_of(split: Split, paths: RunPaths, size: int) -> tuple[CropDataset, NDArray[np.float64]]:
+    """`split` as the service would cut it, and each head's angle in degrees."""
+    prepared = prepare_split(split, paths)
     angles = head_angles(prepared.faces.landmarks)
     return CropDataset(prepared.split, prepared.faces, size), angles
+
+
+def _require_labels(own: tuple[str, ...], split: Split, paths: RunPaths) -> None:
+    if own != split.labels:
+        raise DatasetError(
+            f"{paths.data}: the classes are {', '.join(split.labels)}; "
+            f"the model's are {', '.join(own)}"
+        )
 
 
 def release(run: TrainedRun, paths: RunPaths, output: Path, facts: ModelFacts) -> str:
@@ -63,8 +84,10 @@ def release(run: TrainedRun, paths: RunPaths, output: Path, facts: ModelFacts) -
     exported file. Raises ExportError.
     """
     contract = make_contract(run.network, run.config, run.provenance, facts)
+    validation = load_part(paths, "validation")
+    _require_labels(contract.labels, validation, paths)
     export_onnx(run.network, contract, output)
-    crops, angles = validation_crops(paths, contract.input_size)
+    crops, angles = crops_of(validation, paths, contract.input_size)
     evaluation = _evaluation(output, crops)
     facts = replace(
         facts,
@@ -83,8 +106,19 @@ def _evaluation(path: Path, crops: CropDataset) -> Evaluation:
     return assess(ExpressionModel.load(path, SessionSettings("cpu")), crops)
 
 
-def evaluate_file(path: Path, paths: RunPaths) -> str:
-    """The report of an ONNX file on FERPlus validation."""
+def evaluate_file(
+    path: Path, paths: RunPaths, *, part: Part = "validation", listed: Path | None = None
+) -> str:
+    """The report of an ONNX file on one split, or on its images that the list `listed` names.
+
+    Raises DatasetError where the split's classes are not the model's.
+    """
     model = ExpressionModel.load(path, SessionSettings("cpu"))
-    crops, angles = validation_crops(paths, model.contract.input_size)
-    return report(model, assess(model, crops), angles)
+    # A list brings labels of its own: also for images whose votes have no majority.
+    split, found = load_part(paths, part, majority_only=listed is None), ""
+    _require_labels(model.contract.labels, split, paths)
+    if listed is not None:
+        selected = select(split, listed)
+        split, found = selected.split, f"{listed.name}: {selected.summary()}\n"
+    crops, angles = crops_of(split, paths, model.contract.input_size)
+    return found + report(model, assess(model, crops), angles)

@@ -131,7 +131,9 @@ class Trainer:
 
     def _require_same_run(self, state: dict[str, Any], path: Path) -> None:
         own = self.config.as_dict() | self.provenance
-        stored = state["config"] | state["provenance"]
+        # Fields that the configuration did not have yet count as their defaults.
+        config = TrainingConfig.from_dict(state["config"]).as_dict()
+        stored = config | state["provenance"]
         names = dict.fromkeys((*own, *stored))
         changed = [n for n in names if n not in ENVIRONMENT and own.get(n) != stored.get(n)]
         if changed:
@@ -162,7 +164,13 @@ class Trainer:
         self._set_mode()
         steps = max(1, len(train) // self.config.batch_size)
         sums = torch.zeros(2)
-        passes = batches(train, self.config.batch_size, shuffle=True, workers=self.config.workers)
+        passes = batches(
+            train,
+            self.config.batch_size,
+            shuffle=True,
+            balanced=self.config.balanced,
+            workers=self.config.workers,
+        )
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         bar = progress(passes, title, steps)
         for step, batch in enumerate(bar):

@@ -21,6 +21,7 @@ from tests.training.made_up import (
     contract_for,
     enliven,
     fitted,
+    write_png,
 )
 from training.augmentation import (
     NO_AUGMENTATION,
@@ -31,8 +32,8 @@ from training.augmentation import (
 )
 from training.backbones import load_backbone
 from training.config import TrainingConfig
-from training.crops import CropDataset, batches, normalise
-from training.datasets.records import Split
+from training.crops import CropDataset, batches, class_weights, normalise
+from training.datasets.records import Split, hard_split
 from training.export import export_onnx
 from training.lan import Lan
 from training.preparation import Prepared, prepare, read_image
@@ -337,3 +338,44 @@ def test_augmentation_composes_with_alignment(tmp_path: Path) -> None:
     image = read_image(split.paths[0])
     expected = warp_crop(image, compose(affine, tight[0]), 112)
     np.testing.assert_array_equal(pixels_of(dataset, 0), expected)
+
+
+# --- balanced sampling -------------------------------------------------------------------------
+
+
+def uneven(folder: Path) -> CropDataset:
+    """24 images: 20 of the first class, 4 of the second, one of them known by its votes alone."""
+    paths = [write_png(folder / f"{i}.png", np.full((28, 28), i)) for i in range(24)]
+    split = hard_split(("common", "rare"), paths, [0] * 20 + [1] * 4)
+    split.classes[-1] = -1
+    return CropDataset(split, fitted(24), 28, seed=3)
+
+
+def drawn(dataset: CropDataset) -> list[int]:
+    passes = batches(dataset, 4, shuffle=True, balanced=True)
+    return [index for batch in passes for index in batch.indices.tolist()]
+
+
+def test_balanced_sampling_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
+    dataset = uneven(tmp_path)
+    first = drawn(dataset)
+    torch.manual_seed(99)
+    assert drawn(dataset) == first
+    assert len(first) == len(dataset)
+    dataset.epoch = 1
+    assert drawn(dataset) != first
+
+
+def test_balanced_sampling_draws_each_class_as_often(tmp_path: Path) -> None:
+    dataset = uneven(tmp_path)
+    weights = class_weights(dataset.split)
+    assert weights[:20].sum() == pytest.approx(weights[20:].sum())
+    rare = 0
+    for dataset.epoch in range(20):
+        rare += sum(index >= 20 for index in drawn(dataset))
+    assert 0.4 < rare / (20 * 24) < 0.6, "one in six without it"
+
+
+def test_what_is_not_shuffled_is_not_balanced(tmp_path: Path) -> None:
+    passes = batches(uneven(tmp_path), 24, shuffle=False, balanced=True)
+    assert next(passes).indices.tolist() == list(range(24))

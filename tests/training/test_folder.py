@@ -109,7 +109,7 @@ def test_a_table_with_everything(tmp_path: Path) -> None:
     train = load_split(table, "train")
     assert train.labels == ("happy", "sad")
     assert names(train) == ["photos/1.png", "photos/2.png"]
-    np.testing.assert_allclose(train.targets, [[0.6, 0.4], [0, 1]])
+    np.testing.assert_allclose(train.targets, [[0.6, 0.4], [0.0, 1.0]])
     np.testing.assert_array_equal(train.classes, [0, 1])
     assert train.boxes is not None
     assert train.landmarks is not None

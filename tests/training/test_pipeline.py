@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
-from tests.training.made_up import grey_face, votes_for, write_ferplus
+from tests.training.made_up import grey_face, votes_for, write_ferplus, write_png
 from training.assessment import assess
 from training.cli import main
 from training.config import TrainingConfig
@@ -177,6 +177,55 @@ def test_hard_labels_and_final_training(workshop: Workshop) -> None:
     train, _ = load_splits(config, workshop.paths, final=True)
     assert len(train) == 18
     np.testing.assert_array_equal(train.targets, np.eye(8)[train.classes])
+
+
+# --- other data sets ---------------------------------------------------------------------------
+
+
+def test_own_images_from_folders_to_a_served_model(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The three commands on a folder a class, with names of one's own and a broken file."""
+    data = tmp_path / "photos"
+    for label, seed in (("bored", 1), ("keen", 2)):
+        for name, face in varied_faces(5, seed).items():
+            write_png(data / label / name, face)
+    (data / "keen" / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    shop = Workshop(data, workshop.detector, tmp_path)
+    own = ("--dataset", "folder")
+    short = (*TRAINING[2:], "--epochs", "1", "--alpha", "0", "--balanced")
+    printed = shop.call("train", "--run", str(shop.paths.run), *short, *own)
+    assert "'unreadable': 1" in printed
+    assert f"unreadable, left out: {data / 'keen' / 'broken.jpg'}\n" in printed
+    output = tmp_path / "own.onnx"
+    shop.call("export", "--run", str(shop.paths.run), "--output", str(output), *own)
+    contract = ExpressionModel.load(output, SessionSettings("cpu")).contract
+    assert contract.labels == ("bored", "keen")
+    assert contract.name == "lan-mobilefacenet-folder"
+    assert contract.dataset == "own images"
+    assert contract.licence.endswith("MS-Celeb-1M and from one's own images")
+    told = shop.call("evaluate", "--model", str(output), "--split", "final", *own)
+    assert "\nall: " in told
+    assert "of 10, mean recall" in told
+    capsys.readouterr()
+    with pytest.raises(AssertionError):
+        workshop.call("evaluate", "--model", str(output))
+    assert "the model's are bored, keen" in capsys.readouterr().err
+
+
+def test_a_list_of_difficult_images_is_measured_with_its_labels(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    output = tmp_path / "lan.onnx"
+    workshop.call("export", "--run", str(workshop.paths.run), "--output", str(output))
+    names = tmp_path / "pose_30_ferplus_list.txt"
+    names.write_text("0/fer0000000.jpg\n3/fer0000001.jpg\n0/fer0009999.jpg\n")
+    told = workshop.call("evaluate", "--model", str(output), "--list", str(names))
+    assert (
+        "pose_30_ferplus_list.txt: 2 of 3 listed images found; "
+        "1 have another label in the data set; measured against the list's labels\n"
+    ) in told
+    assert "% of 2, mean recall" in told
 
 
 # --- mistakes ----------------------------------------------------------------------------------

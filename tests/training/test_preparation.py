@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from service.faces.alignment import ARCFACE_TEMPLATE, similarity_transform
 from service.faces.detector import Face, FaceDetector
 from service.runtime import SessionSettings
-from tests.training.made_up import FacePictures, coloured_split, grey_face, write_png
+from tests.training.made_up import (
+    FacePictures,
+    coloured_split,
+    face_pictures,
+    grey_face,
+    write_png,
+)
+from training.datasets.records import DatasetError
 from training.pipeline import RunPaths, prepare_split
 from training.preparation import (
     FOUND,
@@ -136,6 +143,18 @@ def test_unreadable_images_leave_the_split(
     printed = capsys.readouterr().out
     assert "6 images" in printed
     assert "'unreadable': 1" in printed
+    assert f"unreadable, left out: {split.paths[2]}\n" in printed
+
+
+def test_a_split_of_which_nothing_can_be_read_is_refused(
+    detector_path: Path, tmp_path: Path
+) -> None:
+    split = coloured_split(tmp_path / "data", 2)
+    for path in split.paths:
+        path.write_bytes(b"no image")
+    paths = RunPaths(tmp_path, None, detector_path, tmp_path / "cache", tmp_path / "run")
+    with pytest.raises(DatasetError, match="none of 2 images can be read"):
+        prepare_split(split, paths)
 
 
 def test_reads_images_as_the_service_does(tmp_path: Path) -> None:
@@ -145,6 +164,55 @@ def test_reads_images_as_the_service_does(tmp_path: Path) -> None:
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 200
     np.testing.assert_array_equal(read_image(write_png(tmp_path / "red.png", red)), red)
+
+
+# --- what the data know already ----------------------------------------------------------------
+
+
+def test_the_face_that_overlaps_the_box_is_taken(detector: FaceDetector, tmp_path: Path) -> None:
+    photo = read_image(face_pictures(tmp_path / "pictures").found[1])
+    small = photo[::2, ::2]
+    sheet = np.full((240, 400, 3), 90, np.uint8)
+    sheet[: photo.shape[0], : photo.shape[1]] = photo
+    sheet[: small.shape[0], 240 : 240 + small.shape[1]] = small
+    path = write_png(tmp_path / "two.png", sheet)
+    boxes = np.array([[np.nan] * 4, [250, 10, 340, 100], [380, 220, 399, 239]], np.float32)
+    store = tmp_path / "store.jsonl"
+    prepared = prepare((path, path, path), store, detector, boxes=boxes)
+    assert prepared.status == (FOUND, FOUND, NO_FACE)
+    assert prepared.landmarks[0, :, 0].max() < photo.shape[1], "the largest"
+    assert prepared.landmarks[1, :, 0].min() > 240, "the one in the box"
+    written = store.read_bytes()
+    assert_same(prepare((path, path, path), store, detector, boxes=boxes), prepared)
+    assert store.read_bytes() == written
+
+
+def test_known_landmarks_go_before_the_detectors(faces: FacePictures) -> None:
+    status = (FOUND, NO_FACE, FOUND, UNREADABLE)
+    landmarks = np.full((4, 5, 2), np.nan, np.float32)
+    prepared = Prepared(status, landmarks, np.zeros((4, 2, 3)))
+    template = np.array(ARCFACE_TEMPLATE, np.float32)
+    known = np.stack([landmarks[0], 2 * template, 4 * template, template])
+    merged = prepared.with_landmarks(known)
+    assert merged.status == (FOUND, FOUND, FOUND, UNREADABLE)
+    np.testing.assert_array_equal(merged.landmarks[1:3], known[1:3])
+    np.testing.assert_allclose(merged.matrices[1], [[0.5, 0, 0], [0, 0.5, 0]], atol=1e-3)
+    np.testing.assert_array_equal(merged.matrices[[0, 3]], 0)
+
+
+def test_images_of_one_name_do_not_meet(
+    faces: FacePictures, detector: FaceDetector, tmp_path: Path
+) -> None:
+    """train/happy/1.png and valid/happy/1.png, in one call and in one store."""
+    paths = [tmp_path / split / "happy" / "1.png" for split in ("train", "valid")]
+    for path, source in zip(paths, faces.found[:2], strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(source.read_bytes())
+    apart = [prepare([p], tmp_path / f"{i}.jsonl", detector) for i, p in enumerate(paths)]
+    together = prepare(paths, tmp_path / "store.jsonl", detector)
+    for index, single in enumerate(apart):
+        np.testing.assert_array_equal(together.landmarks[index], single.landmarks[0])
+    assert not np.array_equal(together.landmarks[0], together.landmarks[1])
 
 
 # --- resumption --------------------------------------------------------------------------------

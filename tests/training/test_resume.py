@@ -231,3 +231,16 @@ def test_another_commit_or_library_may_go_on(tmp_path: Path) -> None:
     new_trainer(run, ADAMW).fit(crops_in(tmp_path / "train"), None, until=1)
     newer = PROVENANCE | {"commit": "89abcde", "torch": "3.0", "python": "3.14"}
     assert Trainer(tiny_lan(), ADAMW, run, newer).resume()
+
+
+def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
+    """A checkpoint that does not know a field of the configuration was made with its default."""
+    run = tmp_path / "run"
+    crops = crops_in(tmp_path / "images")
+    new_trainer(run, ADAMW).fit(crops, None, until=1)
+    state = torch.load(run / CHECKPOINT, weights_only=True)
+    del state["config"]["balanced"]
+    torch.save(state, run / CHECKPOINT)
+    assert new_trainer(run, ADAMW).resume()
+    with pytest.raises(TrainingError, match=r"made with other settings: balanced$"):
+        new_trainer(run, dataclasses.replace(ADAMW, balanced=True)).resume()
