@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
 import skimage.data
@@ -17,6 +18,11 @@ from PIL import Image
 from service.recognizer import Networks, load_networks
 from service.settings import ENV_PREFIX, Settings, load_settings
 from tests.service.serving import RunningServer, Serve, running
+
+
+# Speed is no matter of tests: a slow machine must not fail them.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,7 @@ from training.guidance import (
 )
 from training.lan import Lan
 from training.preparation import PIPELINE_VERSION, Prepared, prepare
-from training.trainer import Trainer
+from training.trainer import CHECKPOINT, Trainer, TrainingError
 
 # Images a step where nothing is learned.
 BATCH = 64
@@ -150,6 +150,8 @@ def train_lan(
         maps = guidance_for(train, network, config, paths).maps
     size = network.backbone.input_size
     trainer = Trainer(network, config, paths.run, _provenance(train.split, paths, final))
+    if not resume and (paths.run / CHECKPOINT).exists():
+        raise TrainingError(f"{paths.run} holds a run; go on with --resume, or name another --run")
     if resume and trainer.resume():
         print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
     crops = CropDataset(

@@ -210,9 +210,11 @@ def _assemble(entries: Sequence[dict[str, Any]]) -> Prepared:
 
 def transforms(landmarks: NDArray[np.float32], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
     """[N,5,2] landmarks (NaN: no face) and [N,2] (height, width) -> [N,2,3] to the 112 crop."""
-    long_sides = sizes.max(1)
+    # Relative to the image's middle and longer side, so that one mean serves all shapes.
+    middles = sizes[:, None, ::-1] / 2
+    scales = sizes.max(1)[:, None, None]
     found = np.isfinite(landmarks.sum((1, 2)))
-    relative = landmarks[found] / long_sides[found, None, None]
-    nominal = relative.mean(0) if found.any() else np.array(ARCFACE_TEMPLATE) / 112
-    filled = np.where(found[:, None, None], landmarks, nominal * long_sides[:, None, None])
+    relative = (landmarks[found] - middles[found]) / scales[found]
+    nominal = relative.mean(0) if found.any() else np.array(ARCFACE_TEMPLATE) / 112 - 0.5
+    filled = np.where(found[:, None, None], landmarks, nominal * scales + middles)
     return np.stack([similarity_transform(points, ARCFACE_TEMPLATE) for points in filled])
