@@ -19,7 +19,6 @@ from service.recognizer import Networks, load_networks
 from service.settings import ENV_PREFIX, Settings, load_settings
 from tests.service.serving import RunningServer, Serve, running
 
-
 # Speed is no matter of tests: a slow machine must not fail them.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
