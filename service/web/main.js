@@ -74,6 +74,7 @@ function showProgress() {
 }
 
 function complain(text) {
+  if (at("trouble").textContent === text) return; // a screen reader need not say it again
   at("trouble").replaceChildren(html("p", { class: "problem" }, text));
 }
 

@@ -273,11 +273,12 @@ def test_a_starting_service_is_waited_for(browser: Browser, networks: Networks) 
             with visiting(browser, server.url) as visit:
                 trouble = visit.page.locator("#trouble")
                 expect(trouble).to_contain_text("The service is not ready. The service is starting")
-                expect(trouble).to_contain_text("Try again in 2 s.")
+                expect(trouble).to_contain_text("Try again in 1 s.")
                 gate.set()
                 expect(trouble).to_be_empty()
                 name = networks.classifier.contract.name
                 expect(visit.page.locator("#model")).to_contain_text(name)
+                wait_until(lambda: bool(failures))
         finally:
             gate.set()
     assert failures == [None]
