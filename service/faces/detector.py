@@ -62,6 +62,9 @@ COARSE_SMALLEST_FACE = 45
 # Long sides of the image, in pixels of the smallest canvas, where the first round found nothing.
 SECOND_LOOK_SIDES = (200, 320, 112)
 SECOND_LOOK_MIN_SCORE = 0.65
+# A picture this small is mostly one face cut out, so less is asked of it.
+SMALL_PICTURE = 256
+SMALL_PICTURE_MIN_SCORE = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +170,9 @@ def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
         first = [_small_look(long_side, LONG_SIDES[0], MIN_SCORE, coarse)]
         first.append(replace(fine, sides=(0.0, LARGEST_FACE)))
     rounds = [Round(tuple(first))]
+    lowest = SMALL_PICTURE_MIN_SCORE if long_side <= SMALL_PICTURE else SECOND_LOOK_MIN_SCORE
     for side in SECOND_LOOK_SIDES:
-        again = _small_look(long_side, side, SECOND_LOOK_MIN_SCORE)
+        again = _small_look(long_side, side, lowest)
         if again.scale != fine.scale:
             rounds.append(Round((again,)))
     finer = replace(_look(height, width, FINER_SIDES[target]), sides=(0.0, LARGEST_FACE))
