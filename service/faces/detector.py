@@ -175,7 +175,11 @@ def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
         again = _small_look(long_side, side, lowest)
         if again.scale != fine.scale:
             rounds.append(Round((again,)))
-    finer = replace(_look(height, width, FINER_SIDES[target]), sides=(0.0, LARGEST_FACE))
+    finer = _look(height, width, FINER_SIDES[target])
+    if long_side <= SMALL_PICTURE:
+        finer = replace(finer, min_score=lowest)
+    elif target > LONG_SIDES[0]:
+        finer = replace(finer, sides=(0.0, LARGEST_FACE))
     if finer.scale >= fine.scale * FINER_GAIN:
         rounds.append(Round((finer,), small_below=SMALL_FACE / fine.scale))
     return tuple(rounds)
