@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         2,
         ge=1,
         le=256,
-        description="Images in one run of the detector; memory grows with it (about 80 MB an "
+        description="Images in one run of the detector; memory grows with it (about 130 MB an "
         "image on the largest canvas).",
     )
     max_classifier_batch: int = Field(
