@@ -45,13 +45,35 @@ class LanForExport(nn.Module):
         return output.logits, attention.unsqueeze(1), evidence
 
 
-def share_slopes(network: nn.Module) -> None:
-    """PReLUs whose slopes are all equal become LeakyReLUs, which ONNX Runtime fuses."""
+class SplitPReLU(nn.Module):
+    """PReLU as slope * x + (1 - slope) * relu(x), the same function in operations that are fast.
+
+    ONNX Runtime's PRelu takes two thirds of MobileFaceNet's time on a CPU.
+    """
+
+    slope: Tensor
+    rest: Tensor
+
+    def __init__(self, prelu: nn.PReLU) -> None:
+        super().__init__()
+        slope = prelu.weight.detach().reshape(-1, 1, 1)
+        self.register_buffer("slope", slope)
+        self.register_buffer("rest", 1 - slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> the same shape."""
+        return self.slope * x + self.rest * x.relu()
+
+
+def replace_prelus(network: nn.Module) -> None:
+    """PReLUs become LeakyReLUs (which are fused) where all slopes are equal, else SplitPReLUs."""
     for name, module in network.named_children():
-        if isinstance(module, nn.PReLU) and bool((module.weight == module.weight[0]).all()):
+        if not isinstance(module, nn.PReLU):
+            replace_prelus(module)
+        elif bool((module.weight == module.weight[0]).all()):
             setattr(network, name, nn.LeakyReLU(module.weight[0].item()))
         else:
-            share_slopes(module)
+            setattr(network, name, SplitPReLU(module))
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
     Raises ExportError where a number differs by more than TOLERANCE.
     """
     exported = copy.deepcopy(network)
-    share_slopes(exported)
+    replace_prelus(exported)
     wrapper = LanForExport(exported).eval().to(memory_format=torch.contiguous_format)
     size = contract.input_size
     temporary = path.with_suffix(".part.onnx")

@@ -28,7 +28,13 @@ from training.backbones import load_backbone
 from training.config import TrainingConfig
 from training.crops import normalise
 from training.datasets.ferplus import LABELS
-from training.export import TOLERANCE, ExportError, export_onnx, share_slopes
+from training.export import (
+    TOLERANCE,
+    ExportError,
+    SplitPReLU,
+    export_onnx,
+    replace_prelus,
+)
 from training.lan import Lan
 
 UInt8 = NDArray[np.uint8]
@@ -167,18 +173,19 @@ def test_equal_slopes_become_leaky_and_compute_the_same(tmp_path: Path) -> None:
     for index, module in enumerate(slopes[::2]):
         module.weight.data.fill_((0.0, 0.1, -0.2)[index % 3])
     shared = copy.deepcopy(network)
-    share_slopes(shared)
+    replace_prelus(shared)
     leaky = [m for m in shared.modules() if isinstance(m, nn.LeakyReLU)]
-    kept = [m for m in shared.modules() if isinstance(m, nn.PReLU)]
+    split = [m for m in shared.modules() if isinstance(m, SplitPReLU)]
     assert len(leaky) == len(slopes[::2])
-    assert len(kept) == len(slopes[1::2])
+    assert len(split) == len(slopes[1::2])
     images = clouds(3, 112, seed=2)
     with torch.no_grad():
-        torch.testing.assert_close(shared(images), network(images), atol=1e-6, rtol=1e-6)
+        # The split form rounds once more an activation.
+        torch.testing.assert_close(shared(images), network(images), atol=1e-5, rtol=1e-4)
     export_onnx(network, contract_for(network, TrainingConfig()), tmp_path / "lan.onnx")
     operations = [node.op_type for node in onnx.load(tmp_path / "lan.onnx").graph.node]
     assert operations.count("LeakyRelu") == len(leaky)
-    assert operations.count("PRelu") == len(kept)
+    assert "PRelu" not in operations
 
 
 # --- the contract ------------------------------------------------------------------------------
