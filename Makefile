@@ -50,8 +50,8 @@ serve: $(SERVE_STAMP) $(DETECTOR) ## Install what serving needs (no torch), star
 # --- checks ------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup lint types ## Set up, lint, check types, run the tests (the stack has test-compose)
-	$(BIN)/python -m pytest -q -m "not engine"
+test: setup lint types ## Set up, lint, check types, run the tests (also: test-page, test-compose)
+	$(BIN)/python -m pytest -q -m "not engine and not browser"
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## Ruff: rules and formatting
@@ -66,6 +66,10 @@ types: $(DEV_STAMP) ## mypy --strict
 format: $(DEV_STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: test-page
+test-page: setup ## Try the page in a real Chromium (Debian: apt-get install chromium)
+	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -q -m browser
 
 .PHONY: test-compose
 test-compose: setup ## Build the image and run the stack on a real Docker engine
