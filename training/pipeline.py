@@ -31,7 +31,7 @@ from training.guidance import (
     weights_digest,
 )
 from training.lan import Lan
-from training.preparation import PIPELINE_VERSION, Prepared, prepare
+from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
 from training.trainer import CHECKPOINT, Trainer, TrainingError
 
 # Images a step where nothing is learned.
@@ -77,6 +77,8 @@ def prepare_split(split: Split, paths: RunPaths) -> PreparedSplit:
     if split.landmarks is not None:
         faces = faces.with_landmarks(split.landmarks)
     print(f"{len(split)} images: {dict(faces.counts)}", flush=True)
+    if faceless := faces.counts[NO_FACE]:
+        print(f"{faceless} without a face are kept, cut by the others' mean transform", flush=True)
     unreadable = [
         p for p, readable in zip(split.paths, faces.readable, strict=True) if not readable
     ]
