@@ -14,8 +14,8 @@ from fastapi_offline import FastAPIOffline
 from service.errors import StartupError
 from service.middleware import EdgeMiddleware
 from service.openapi import install_openapi
+from service.pipeline import load_networks
 from service.problems import install_handlers
-from service.recognizer import load_networks
 from service.routes import health, model, page, predict
 from service.settings import Settings
 from service.state import LoadNetworks, OnStarted, ServiceState

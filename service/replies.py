@@ -15,7 +15,7 @@ from service.drawing import FaceAnnotation, draw_faces
 from service.expression import ExpressionModel
 from service.heatmap import heat_overlay
 from service.imaging import encode_image
-from service.recognizer import ReadFace, Recognition
+from service.pipeline import ReadFace, Recognition
 from service.schemas import (
     Attention,
     Box,

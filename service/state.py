@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from service.errors import ServiceError, StartupError, UnavailableError
 from service.lifecycle import Lifecycle, Phase
 from service.metrics import Metrics
-from service.recognizer import Networks, Recognizer
+from service.pipeline import Networks, Pipeline
 from service.settings import Settings, available_cpus
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ class ServiceState:
         self.pool = ThreadPoolExecutor(
             settings.image_workers or available_cpus(), thread_name_prefix="image"
         )
-        self._recognizer: Recognizer | None = None
+        self._pipeline: Pipeline | None = None
 
     @property
-    def recognizer(self) -> Recognizer:
+    def pipeline(self) -> Pipeline:
         """Raises UnavailableError until the networks are loaded."""
-        if self._recognizer is None:
+        if self._pipeline is None:
             raise UnavailableError(Phase.STARTING.value)
-        return self._recognizer
+        return self._pipeline
 
     async def start(self, load: LoadNetworks, on_started: OnStarted) -> None:
         """Load, warm up, become ready; health endpoints answer meanwhile."""
@@ -61,9 +61,9 @@ class ServiceState:
 
     async def _load_and_warm_up(self, load: LoadNetworks) -> None:
         networks = await asyncio.to_thread(load, self.settings)
-        recognizer = Recognizer(networks, self.settings, pool=self.pool, metrics=self.metrics)
-        recognizer.start()
-        self._recognizer = recognizer
+        pipeline = Pipeline(networks, self.settings, pool=self.pool, metrics=self.metrics)
+        pipeline.start()
+        self._pipeline = pipeline
         contract = networks.classifier.contract
         self.metrics.model.info(
             {
@@ -81,8 +81,8 @@ class ServiceState:
         The server calls it once it has answered, or given up, every request it had taken.
         """
         self.lifecycle.drain()
-        if self._recognizer is not None:
-            await self._recognizer.drain(STOP_SECONDS)
+        if self._pipeline is not None:
+            await self._pipeline.drain(STOP_SECONDS)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -15,7 +15,7 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.recognizer import Networks, load_networks
+from service.pipeline import Networks, load_networks
 from service.settings import ENV_PREFIX, Settings, load_settings
 from tests.service.serving import RunningServer, Serve, running
 

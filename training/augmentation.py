@@ -21,17 +21,17 @@ class Augmentation:
 
     flip: float = 0.5
     """Probability of a mirrored crop."""
-    rotation_degrees: float = 10.0
+    rotation_degrees: float = 12.0
     """Largest rotation either way."""
-    scale: float = 0.1
+    scale: float = 0.15
     """Largest relative change of size; each axis gets half of it on its own (mild yaw, pitch)."""
-    shift: float = 0.04
+    shift: float = 0.05
     """Largest shift as a share of the crop's side: what landmark noise does."""
     brightness: float = 0.25
     """Largest relative change of contrast, and of brightness in shares of 128."""
     blur: float = 0.15
     """Probability of a Gaussian blur or of a round trip through a smaller picture."""
-    erase: float = 0.25
+    erase: float = 0.3
     """Probability of one grey rectangle of up to a third of the side."""
     grey: float = 0.0
     """Probability of losing colour (for data sets in colour)."""

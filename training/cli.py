@@ -17,7 +17,8 @@ from training.export import ExportError, ModelFacts
 from training.lan import FUSIONS
 from training.pipeline import RunPaths, train_lan
 from training.preparation import PreparationError
-from training.release import evaluate_file, load_run, release
+from training.release import evaluate_file, release
+from training.runs import load_run
 from training.trainer import TrainingError
 
 DETECTOR = Path("models/retinaface_mnet025.onnx")
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run_command=_train)
     _add_data(train)
     train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
+    train.add_argument("--start", type=Path, help="run whose best checkpoint to start from")
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--final", action="store_true", help="train on training + validation")
@@ -113,7 +115,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"augmentation"}
     config = TrainingConfig(**{name: getattr(options, name) for name in names})
-    paths = _paths(options, run=options.run, weights=options.weights)
+    paths = _paths(options, run=options.run)
+    paths = dataclasses.replace(paths, weights=options.weights, start=options.start)
     train_lan(config, paths, resume=options.resume, final=options.final)
 
 
@@ -133,10 +136,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(evaluate_file(options.model, paths, part=options.split, listed=options.list))
 
 
-def _paths(options: argparse.Namespace, *, run: Path, weights: Path | None = None) -> RunPaths:
+def _paths(options: argparse.Namespace, *, run: Path) -> RunPaths:
     return RunPaths(
         data=options.data,
-        weights=weights,
+        weights=None,
         detector=options.detector,
         cache=options.cache,
         run=run,

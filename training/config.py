@@ -40,6 +40,9 @@ class TrainingConfig:
     freeze_before: str = ""
     """Backbone stage before which all is frozen for the first `freeze_epochs` (MobileFaceNet)."""
     freeze_epochs: int = 0
+    share_slopes_epochs: float = 0.0
+    """PReLU slopes approach their layer's mean over this many epochs and stay there: the exported
+    network has LeakyReLUs, which ONNX Runtime fuses; 0 leaves a slope per channel."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     threads: int = 0

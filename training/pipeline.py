@@ -32,6 +32,7 @@ from training.guidance import (
 )
 from training.lan import Lan
 from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
+from training.runs import load_run
 from training.trainer import CHECKPOINT, Trainer, TrainingError
 
 # Images a step where nothing is learned.
@@ -54,6 +55,9 @@ class RunPaths:
     """Folder of this run's checkpoints, metrics and log."""
     dataset: str = "ferplus"
     """Name of the data set in the registry."""
+    start: Path | None = None
+    """Folder of a run whose best checkpoint is the network to start from; None: the backbone's
+    weights, and a new head."""
     fold: int = 0
     """The fold that is the test, where the data set comes in folds."""
 
@@ -150,6 +154,8 @@ def train_lan(
     maps: NDArray[np.uint8] | None = None
     if config.alpha:
         maps = guidance_for(train, network, config, paths).maps
+    if paths.start:
+        _start_from(network, paths.start, train.split.labels)
     size = network.backbone.input_size
     trainer = Trainer(network, config, paths.run, _provenance(train.split, paths, final))
     if not resume and (paths.run / CHECKPOINT).exists():
@@ -169,6 +175,14 @@ def train_lan(
     return trainer
 
 
+def _start_from(network: Lan, folder: Path, labels: tuple[str, ...]) -> None:
+    # After the guidance maps: those come from the face-recognition weights in every run.
+    run = load_run(folder)
+    if tuple(run.provenance["labels"]) != labels:
+        raise TrainingError(f"{folder} knows other classes: {', '.join(run.provenance['labels'])}")
+    network.load_state_dict(run.network.state_dict())
+
+
 def _provenance(train: Split, paths: RunPaths, final: bool) -> dict[str, Any]:
     dataset = find_dataset(paths.dataset)
     return {
@@ -177,6 +191,7 @@ def _provenance(train: Split, paths: RunPaths, final: bool) -> dict[str, Any]:
         "protocol": dataset.protocol_of(Choice(fold=paths.fold), final=final),
         "training_images": len(train),
         "weights": paths.weights.name if paths.weights else "random",
+        "start": paths.start.name if paths.start else "",
         "commit": _commit(),
         # A plain str: checkpoints are read back as plain values alone (weights_only).
         "torch": str(torch.__version__),

@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
 from training.assessment import assess, head_angles, report
-from training.backbones import CheckpointError, load_backbone
 from training.calibration import fit_temperature
 from training.card import Assessment, Recipe, write_card
-from training.config import TrainingConfig
 from training.crops import CropDataset
 from training.datasets.lists import select
 from training.datasets.records import DatasetError, Part, Split
 from training.datasets.registry import Choice, find_dataset
 from training.evaluation import Evaluation
 from training.export import ModelFacts, export_onnx, make_contract
-from training.lan import Lan
 from training.pipeline import RunPaths, prepare_split
-from training.trainer import BEST
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedRun:
-    """What a run leaves behind."""
-
-    network: Lan
-    config: TrainingConfig
-    provenance: dict[str, Any]
-    epoch: int
-
-
-def load_run(folder: Path, checkpoint: str = BEST) -> TrainedRun:
-    """The averaged network of a run. Raises CheckpointError where there is none."""
-    path = folder / checkpoint
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; train first, or name another --run")
-    state = torch.load(path, weights_only=True)
-    config = TrainingConfig.from_dict(state["config"])
-    labels = state["provenance"]["labels"]
-    network = Lan(load_backbone(config.backbone, None), len(labels), fusion=config.fusion)
-    network.load_state_dict(state["average"])
-    return TrainedRun(network.eval(), config, state["provenance"], state["epoch"])
+from training.runs import TrainedRun
 
 
 def validation_crops(paths: RunPaths, size: int) -> tuple[CropDataset, NDArray[np.float64]]:

@@ -20,6 +20,7 @@ from training.crops import Batch, CropDataset, batches, normalise
 from training.evaluation import Evaluation, evaluate
 from training.lan import Lan, LanOutput
 from training.progress import progress
+from training.slopes import share_slopes, slopes
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -162,7 +163,7 @@ class Trainer:
     def _train_epoch(self, train: CropDataset) -> dict[str, float]:
         train.epoch = self.epoch
         self._set_mode()
-        steps = max(1, len(train) // self.config.batch_size)
+        self._steps = steps = max(1, len(train) // self.config.batch_size)
         sums = torch.zeros(2)
         passes = batches(
             train,
@@ -192,13 +193,24 @@ class Trainer:
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         update_average(self.average, self.network, self.config.ema_decay)
+        self._share_slopes(done * self.config.epochs)
         return loss
+
+    def _share_slopes(self, epochs: float) -> None:
+        """`epochs` gone when the step began; slopes are never learnt where they are shared."""
+        if span := self.config.share_slopes_epochs:
+            before, after = epochs / span, (epochs + 1 / self._steps) / span
+            for network in (self.network, self.average):
+                share_slopes(network, before, after)
 
     def _set_mode(self) -> None:
         self.network.train().requires_grad_(True)
         if self.epoch < self.config.freeze_epochs:
             for module in frozen_stages(self.network, self.config.freeze_before):
                 module.requires_grad_(False).eval()
+        if self.config.share_slopes_epochs:
+            for slope in slopes(self.network):
+                slope.requires_grad_(False)
 
     def _validate(self, validation: CropDataset) -> Evaluation:
         return evaluate(self.average, validation, self.config.batch_size)

@@ -21,7 +21,7 @@ DETECTOR_LICENCE = "MIT"
 )
 async def model(service: ServiceDependency) -> ModelReply:
     """The labels in the order of the logits, what the network expects, file hashes, licences."""
-    networks = service.recognizer.networks
+    networks = service.pipeline.networks
     classifier, detector = networks.classifier, networks.detector
     return ModelReply(
         classifier=ClassifierInfo(

@@ -26,7 +26,7 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from service.recognizer import Recognition
+from service.pipeline import Recognition
 from service.replies import ReplyWriter
 from service.routes.body import FIELD, read_photo
 from service.routes.dependencies import ServiceDependency, problems
@@ -102,7 +102,7 @@ async def predict(
         arrived = time.perf_counter()
         photo = await read_photo(request, service.settings, service.pool)
         writer = ReplyWriter(
-            classifier=service.recognizer.networks.classifier,
+            classifier=service.pipeline.networks.classifier,
             options=options,
             request_id=request.state.request_id,
             receive_seconds=time.perf_counter() - arrived,
@@ -121,7 +121,7 @@ async def _answer(
     writer: ReplyWriter,
     media_type: ReplyType,
 ) -> Response:
-    recognition = await service.recognizer.recognize(
+    recognition = await service.pipeline.recognize(
         photo, max_faces=writer.options.max_faces, min_score=writer.options.min_score
     )
     request.state.log_fields = _log_fields(recognition)
@@ -148,7 +148,7 @@ def _check_options(options: PredictOptions, service: ServiceState) -> None:
         return
     if options.explain != "evidence":
         raise InvalidOptionError("class needs explain=evidence.")
-    labels = service.recognizer.networks.classifier.contract.labels
+    labels = service.pipeline.networks.classifier.contract.labels
     if options.class_ not in labels:
         raise InvalidOptionError(f"class must be one of {', '.join(labels)}.")
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from service.errors import StartupError
 from service.faces.alignment import similarity_transform
-from service.recognizer import Networks
+from service.pipeline import Networks
 from service.settings import Settings
 from tests.e2e.chromium import WIDTH, Visit, chromium, visiting
 from tests.service.serving import RunningServer, Serve, starting, wait_until

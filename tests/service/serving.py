@@ -14,8 +14,8 @@ import httpx
 
 from service.app import create_app
 from service.errors import StartupError
+from service.pipeline import Networks
 from service.problems import MEDIA_TYPE, TYPE_PREFIX
-from service.recognizer import Networks
 from service.server import Server, listen, make_server, url_of
 from service.settings import Settings
 from service.state import LoadNetworks, ServiceState

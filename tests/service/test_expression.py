@@ -15,7 +15,7 @@ from service.contract import METADATA_KEY
 from service.errors import InferenceError, ModelContractError, ModelFileError
 from service.expression import ExpressionModel, softmax
 from service.faces.detector import Face
-from service.recognizer import Networks
+from service.pipeline import Networks
 from service.runtime import SessionSettings
 from service.settings import Settings
 

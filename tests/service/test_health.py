@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import StartupError, UnavailableError
+from service.pipeline import Networks
 from service.problems import MEDIA_TYPE
-from service.recognizer import Networks
 from service.settings import Settings
 from service.state import ServiceState
 from tests.service.serving import (

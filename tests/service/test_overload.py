@@ -12,7 +12,7 @@ import pytest
 
 from service.expression import ExpressionModel
 from service.faces.detector import FaceDetector, Placement, RawDetections, plan_rounds
-from service.recognizer import MAX_LOOKS, Networks
+from service.pipeline import MAX_LOOKS, Networks
 from service.runtime import SessionSettings, load_model
 from service.settings import Settings
 from tests.service.serving import (

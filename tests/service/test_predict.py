@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.recognizer import Networks
+from service.pipeline import Networks
 from service.schemas import EXAMPLE_REPLY, PredictReply
 from tests.service.image_files import animation, encoded, exif
 from tests.service.serving import RunningServer, Serve, assert_problem

@@ -20,7 +20,8 @@ from training.cli import main
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
 from training.pipeline import RunPaths, load_splits
-from training.release import load_run, validation_crops
+from training.release import validation_crops
+from training.runs import load_run
 from training.trainer import BEST, CHECKPOINT, METRICS
 
 CONFIG = TrainingConfig(
@@ -251,3 +252,15 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_run_starts_from_another_runs_network(workshop: Workshop, tmp_path: Path) -> None:
+    first, second = workshop.paths.run, tmp_path / "second"
+    options = [*TRAINING, "--epochs", "1", "--learning-rate", "0", "--ema-decay", "0"]
+    workshop.call("train", "--run", str(second), *options, "--start", str(first))
+    start, run = load_run(first), load_run(second)
+    assert run.provenance["start"] == "run"
+    for (name, own), (_, theirs) in zip(
+        run.network.named_parameters(), start.network.named_parameters(), strict=True
+    ):
+        assert torch.equal(own, theirs), name

@@ -120,7 +120,7 @@ class StageClock:
         return {**worked, "queue": max(0.0, total - sum(worked.values())), "total": total}
 
 
-class Recognizer:
+class Pipeline:
     """Reads photos, many at a time. Use it from one event loop, between start() and drain()."""
 
     def __init__(
