@@ -39,7 +39,8 @@ class ModelContract(BaseModel):
     """Logits are divided by it before the softmax, so that confidence means accuracy."""
     bias: tuple[float, ...]
     """Of the classifier: mean of a class's evidence plus its bias is its logit."""
-    fusion: Literal["add", "concat", "mean"]
+    fusion: Literal["add", "concat", "mean", "none"]
+    """How the classifier sees attention; "none": a network without, its attention is all zero."""
     backbone: str
     dataset: str
     protocol: str

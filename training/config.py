@@ -13,11 +13,14 @@ class TrainingConfig:
     """Every choice that a run depends on. The defaults are the recipe of the shipped model."""
 
     backbone: str = "mobilefacenet"
-    fusion: Literal["add", "concat", "mean"] = "add"
+    fusion: Literal["add", "concat", "mean", "none"] = "add"
+    """How f_o and f_a become one; "none" is the backbone alone (the paper's baseline)."""
     alpha: float = 0.5
     """Weight of the guidance loss (paper: 0.5); 0 trains without guidance."""
     clusters: int = 2
     """K of the guidance maps' K-means."""
+    attentive: Literal["smallest", "largest"] = "smallest"
+    """Which of the K clusters is attentive (paper: the smaller one)."""
     epochs: int = 12
     batch_size: int = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -26,9 +26,9 @@ class GuidanceMaps:
     maps: NDArray[np.uint8]
     """[N,G,G], 1 where the image's feature is nearest to the attentive centre, else 0."""
     attentive: NDArray[np.float32]
-    """[G,G,C] the centre of the smaller cluster at each position."""
+    """[G,G,C] the centre of the attentive cluster at each position (the smallest, unless asked)."""
     ordinary: NDArray[np.float32]
-    """[G,G,C] the centre of the larger cluster."""
+    """[G,G,C] the centre at the other end (the largest)."""
 
     @property
     def attentive_share(self) -> NDArray[np.float64]:
@@ -52,24 +52,27 @@ def extract_features(
     return np.concatenate(parts)
 
 
-def compute_guidance(features: Features, *, clusters: int = 2, seed: int = 0) -> GuidanceMaps:
+def compute_guidance(
+    features: Features, *, clusters: int = 2, attentive: str = "smallest", seed: int = 0
+) -> GuidanceMaps:
     """K-means over the feature vectors of each position; the smallest cluster is attentive.
 
-    `features` is [N,G,G,C]. An image's bit is 1 where its vector is nearest (Euclidean) to the
-    attentive centre (paper, equation 1).
+    `features` is [N,G,G,C], in memory or a memory map. An image's bit is 1 where its vector is
+    nearest (Euclidean) to the attentive centre (paper, equation 1). `attentive` "largest" turns
+    the choice around.
     """
     count, rows, columns, channels = features.shape
     maps = np.zeros((count, rows, columns), np.uint8)
-    attentive = np.zeros((rows, columns, channels), np.float32)
-    ordinary = np.zeros_like(attentive)
+    centres_of = np.zeros((2, rows, columns, channels), np.float32)
     positions = [(row, column) for row in range(rows) for column in range(columns)]
     for row, column in progress(positions, "guidance", len(positions), unit="position"):
         vectors = features[:, row, column].astype(np.float32)
         nearest, centres = _cluster(vectors, clusters, seed)
         order = np.bincount(nearest, minlength=clusters).argsort(kind="stable")
-        maps[:, row, column] = nearest == order[0]
-        attentive[row, column], ordinary[row, column] = centres[order[0]], centres[order[-1]]
-    return GuidanceMaps(maps, attentive, ordinary)
+        chosen = order if attentive == "smallest" else order[::-1]
+        maps[:, row, column] = nearest == chosen[0]
+        centres_of[:, row, column] = centres[chosen[[0, -1]]]
+    return GuidanceMaps(maps, *centres_of)
 
 
 def _cluster(

@@ -97,23 +97,24 @@ def guidance_for(
     prepared: PreparedSplit, network: Lan, config: TrainingConfig, paths: RunPaths
 ) -> GuidanceMaps:
     """Guidance maps of a training split, from the cache where nothing they depend on changed."""
-    key = cache_key(
-        {
-            "images": file_digests(prepared.split.paths),
-            "matrices": prepared.faces.matrices.round(6).tolist(),
-            "weights": weights_digest(network.backbone),
-            "size": network.backbone.input_size,
-            "clusters": config.clusters,
-            "pipeline": PIPELINE_VERSION,
-        }
-    )
+    inputs: dict[str, object] = {
+        "images": file_digests(prepared.split.paths),
+        "matrices": prepared.faces.matrices.round(6).tolist(),
+        "weights": weights_digest(network.backbone),
+        "size": network.backbone.input_size,
+        "clusters": config.clusters,
+        "pipeline": PIPELINE_VERSION,
+    }
+    if config.attentive != "smallest":
+        inputs["attentive"] = config.attentive
+    key = cache_key(inputs)
     guidance = load_guidance(paths.cache, key)
     if guidance is None:
         network.eval().to(memory_format=torch.channels_last)
         dataset = CropDataset(prepared.split, prepared.faces, network.backbone.input_size)
         backbone = torch.compile(network.backbone) if config.compile else network.backbone
         features = extract_features(backbone, _images(dataset), -(-len(dataset) // BATCH))
-        guidance = compute_guidance(features, clusters=config.clusters)
+        guidance = compute_guidance(features, clusters=config.clusters, attentive=config.attentive)
         save_guidance(paths.cache, key, guidance)
     return guidance
 
@@ -132,6 +133,16 @@ def load_splits(config: TrainingConfig, paths: RunPaths, *, final: bool) -> tupl
     return (train if config.soft_labels else train.hardened()), validation
 
 
+def require_sound(config: TrainingConfig) -> None:
+    """Raise TrainingError for choices that contradict each other."""
+    if not 0 <= config.alpha <= 1:
+        raise TrainingError(f"alpha is {config.alpha:g}; expected 0 (no guidance) to 1")
+    if config.fusion == "none" and config.alpha:
+        raise TrainingError("fusion none has no attention that could be guided; set alpha to 0")
+    if config.clusters < 2:
+        raise TrainingError(f"clusters is {config.clusters}; two or more are needed")
+
+
 def train_lan(
     config: TrainingConfig, paths: RunPaths, *, resume: bool, final: bool = False
 ) -> Trainer:
@@ -140,6 +151,7 @@ def train_lan(
     `final` trains on training + validation images; the accuracy printed each epoch is then no
     measure of anything, and is left out.
     """
+    require_sound(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -157,7 +169,7 @@ def train_lan(
     if paths.start:
         _start_from(network, paths.start, train.split.labels)
     size = network.backbone.input_size
-    trainer = Trainer(network, config, paths.run, _provenance(train.split, paths, final))
+    trainer = Trainer(network, config, paths.run, provenance_of(train.split, paths, final=final))
     if not resume and (paths.run / CHECKPOINT).exists():
         raise TrainingError(f"{paths.run} holds a run; go on with --resume, or name another --run")
     if resume and trainer.resume():
@@ -183,12 +195,14 @@ def _start_from(network: Lan, folder: Path, labels: tuple[str, ...]) -> None:
     network.load_state_dict(run.network.state_dict())
 
 
-def _provenance(train: Split, paths: RunPaths, final: bool) -> dict[str, Any]:
+def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, Any]:
+    """Where a run's network comes from, as its checkpoints tell it."""
     dataset = find_dataset(paths.dataset)
     return {
         "labels": list(train.labels),
         "dataset": dataset.title,
         "protocol": dataset.protocol_of(Choice(fold=paths.fold), final=final),
+        "final": final,
         "training_images": len(train),
         "weights": paths.weights.name if paths.weights else "random",
         "start": paths.start.name if paths.start else "",

@@ -48,12 +48,11 @@ class Loss:
 
 
 def lan_loss(output: LanOutput, targets: Tensor, guidance: Tensor, alpha: float) -> Loss:
-    """`targets` [N,K] soft labels, `guidance` [N,7,7] in 0..1."""
-    return Loss(
-        F.cross_entropy(output.logits, targets),
-        F.binary_cross_entropy_with_logits(output.attention_logits, guidance),
-        alpha,
-    )
+    """`targets` [N,K] soft labels, `guidance` [N,7,7] in 0..1; no attention has no such loss."""
+    guided = output.logits.new_zeros(())
+    if output.attention_logits is not None:
+        guided = F.binary_cross_entropy_with_logits(output.attention_logits, guidance)
+    return Loss(F.cross_entropy(output.logits, targets), guided, alpha)
 
 
 def learning_rate(config: TrainingConfig, progress: float) -> float:

@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 
 from tests.training.made_up import ROOT, clouds
 from training.backbones import BACKBONES, CheckpointError, load_backbone
+from training.backbones.iresnet import IResNet
 from training.backbones.mobilefacenet import MobileFaceNet, load_mobilefacenet, reference_error
 from training.backbones.resnet import ResNet18, load_resnet18
 
@@ -21,7 +22,9 @@ WEIGHTS_VARIABLE = "LAN_FER_MOBILEFACENET_WEIGHTS"
 USUAL_WEIGHTS = ROOT.parent / "shared/data/mobilefacenet/mobilefacenet_ms1m.safetensors"
 
 
-@pytest.mark.parametrize(("name", "size"), [("mobilefacenet", 112), ("resnet18", 224)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("mobilefacenet", 112), ("resnet18", 224), ("iresnet18", 112)]
+)
 def test_gives_512_channels_on_a_7x7_grid(name: str, size: int) -> None:
     backbone = load_backbone(name, None).eval()
     assert (backbone.input_size, backbone.feature_channels) == (size, 512)
@@ -38,6 +41,30 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.bin: no such file"):
         load_backbone(name, tmp_path / "absent.bin")
+
+
+# --- IResNet -----------------------------------------------------------------------------------
+
+
+def test_iresnet_loads_arcfaces_layout_and_drops_its_head(tmp_path: Path) -> None:
+    source = IResNet((2, 2, 2, 2))
+    nn.init.uniform_(source.layer3[1].prelu.weight)
+    state = source.state_dict()
+    for name in ("conv1.weight", "prelu.weight", "layer1.0.bn1.weight", "layer4.1.bn3.bias"):
+        assert name in state
+    assert state["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
+    head = {"fc.weight": torch.zeros(512, 25088), "features.bias": torch.zeros(512)}
+    torch.save(state | head, tmp_path / "ir18.pth")
+    loaded = load_backbone("iresnet18", tmp_path / "ir18.pth").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    with pytest.raises(CheckpointError, match=r"does not fit IResNet \(missing: layer1\.2"):
+        load_backbone("iresnet50", tmp_path / "ir18.pth")
+
+
+def test_iresnet50_has_the_published_size() -> None:
+    # ArcFace's R50 has 43.59 M parameters, 12.85 M and 1,024 of them in its head.
+    count = sum(p.numel() for p in load_backbone("iresnet50", None).parameters())
+    assert round(count / 1e6, 2) == 30.74
 
 
 # --- MobileFaceNet -----------------------------------------------------------------------------

@@ -68,9 +68,11 @@ def export(config: TrainingConfig, folder: Path) -> Exported:
         TrainingConfig(fusion="add"),
         TrainingConfig(fusion="concat"),
         TrainingConfig(fusion="mean"),
+        TrainingConfig(fusion="none"),
         TrainingConfig(backbone="resnet18"),
+        TrainingConfig(backbone="iresnet18"),
     ],
-    ids=["mobilefacenet-add", "mobilefacenet-concat", "mobilefacenet-mean", "resnet18-add"],
+    ids=lambda config: f"{config.backbone}-{config.fusion}",
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export(request.param, tmp_path_factory.mktemp("export"))
@@ -162,6 +164,14 @@ def test_export_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     assert network.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["lan.onnx"]
+
+
+def test_the_baseline_says_that_it_has_no_attention(tmp_path: Path) -> None:
+    baseline = export(TrainingConfig(fusion="none"), tmp_path)
+    assert baseline.model.contract.fusion == "none"
+    for reading in baseline.model.infer(crops_of(112)):
+        assert not reading.attention.any()
+        assert reading.evidence.std() > 0
 
 
 # --- PReLU and LeakyReLU -----------------------------------------------------------------------

@@ -81,6 +81,12 @@ def test_of_three_clusters_the_smallest_is_attentive() -> None:
     np.testing.assert_array_equal(guidance.maps, which == 1)
 
 
+def test_the_largest_cluster_can_be_attentive() -> None:
+    features, which = planted((0.5, 0.15, 0.35))
+    guidance = compute_guidance(features, clusters=3, attentive="largest")
+    np.testing.assert_array_equal(guidance.maps, which == 0)
+
+
 def test_the_same_features_give_the_same_maps() -> None:
     features = np.random.default_rng(1).normal(size=(60, GRID, GRID, 3)).astype(np.float16)
     np.testing.assert_array_equal(compute_guidance(features).maps, compute_guidance(features).maps)

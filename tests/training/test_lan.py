@@ -15,9 +15,9 @@ from training.trainer import lan_loss
 fusions = pytest.mark.parametrize("fusion", FUSIONS)
 
 
-def test_the_three_fusions_of_the_paper() -> None:
-    assert FUSIONS == ("add", "concat", "mean")
-    with pytest.raises(ValueError, match="'sum' is unknown; one of add, concat, mean"):
+def test_the_three_fusions_of_the_paper_and_its_baseline() -> None:
+    assert FUSIONS == ("add", "concat", "mean", "none")
+    with pytest.raises(ValueError, match="'sum' is unknown; one of add, concat, mean, none"):
         tiny_lan(fusion="sum")
 
 
@@ -25,9 +25,22 @@ def test_the_three_fusions_of_the_paper() -> None:
 def test_output_shapes(fusion: str) -> None:
     output = enliven(tiny_lan(5, fusion=fusion))(clouds(3, 28))
     assert output.logits.shape == (3, 5)
-    assert output.attention_logits.shape == (3, 7, 7)
+    assert output.attention.shape == (3, 7, 7)
     assert output.feature_map.shape == (3, 8, 7, 7)
-    assert all(tensor.dtype == torch.float32 for tensor in output)
+    tensors = (output.logits, output.attention, output.feature_map)
+    assert all(tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def test_the_baseline_is_the_backbone_alone() -> None:
+    network = enliven(tiny_lan(5, fusion="none"))
+    assert not [name for name in network.state_dict() if name.startswith("attention")]
+    output = network(clouds(3, 28))
+    assert output.attention_logits is None
+    assert not output.attention.any()
+    f_o = output.feature_map.mean((2, 3))
+    torch.testing.assert_close(output.logits, network.classifier(f_o))
+    loss = lan_loss(output, torch.eye(5)[:3], torch.ones(3, 7, 7), 0.5)
+    assert loss.total == loss.classification
 
 
 def test_attention_is_between_0_and_1_and_differs_between_places() -> None:
@@ -40,7 +53,7 @@ def test_attention_is_between_0_and_1_and_differs_between_places() -> None:
 
 def test_fusion_is_what_the_paper_says() -> None:
     f_o, f_a = torch.randn(3, 8), torch.randn(3, 8)
-    added, joined, averaged = (tiny_lan(fusion=fusion).fuse(f_o, f_a) for fusion in FUSIONS)
+    added, joined, averaged = (tiny_lan(fusion=fusion).fuse(f_o, f_a) for fusion in FUSIONS[:3])
     torch.testing.assert_close(added, f_o + f_a)
     torch.testing.assert_close(joined, torch.cat((f_o, f_a), 1))
     torch.testing.assert_close(averaged, (f_o + f_a) / 2)
@@ -72,7 +85,7 @@ def test_every_trained_parameter_gets_a_gradient(fusion: str) -> None:
     assert_all_get_gradients(tiny_lan(fusion=fusion).train(), 6)
 
 
-@pytest.mark.parametrize("backbone", ["mobilefacenet", "resnet18"])
+@pytest.mark.parametrize("backbone", ["mobilefacenet", "resnet18", "iresnet18"])
 def test_every_parameter_of_the_real_backbones_gets_a_gradient(backbone: str) -> None:
     assert_all_get_gradients(Lan(load_backbone(backbone, None), 3).train(), 2)
 

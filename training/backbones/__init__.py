@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from training.backbones.checkpoints import CheckpointError
+from training.backbones.iresnet import IResNet, load_iresnet18, load_iresnet50
 from training.backbones.mobilefacenet import MobileFaceNet, load_mobilefacenet
 from training.backbones.resnet import ResNet18, load_resnet18
 
-Backbone = MobileFaceNet | ResNet18
+Backbone = MobileFaceNet | ResNet18 | IResNet
 
 BACKBONES: dict[str, Callable[[Path | None], Any]] = {
     "mobilefacenet": load_mobilefacenet,
     "resnet18": load_resnet18,
+    "iresnet18": load_iresnet18,
+    "iresnet50": load_iresnet50,
 }
 
 
@@ -29,4 +32,12 @@ def load_backbone(name: str, weights: Path | None) -> Backbone:
     return backbone
 
 
-__all__ = ["BACKBONES", "Backbone", "CheckpointError", "MobileFaceNet", "ResNet18", "load_backbone"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "CheckpointError",
+    "IResNet",
+    "MobileFaceNet",
+    "ResNet18",
+    "load_backbone",
+]

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from training.backbones.checkpoints import CheckpointError, load_exactly
+from training.backbones.checkpoints import load_exactly, read_state
 
 FEATURE_CHANNELS = 512
 INPUT_SIZE = 224
-# What torch's unpickler raises on bytes of another kind; it promises no shorter list.
-UNPICKLING_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    struct.error,
-)
 
 
 class ResNet18(nn.Module):
@@ -57,17 +43,6 @@ def load_resnet18(path: Path | None) -> ResNet18:
     network = ResNet18()
     if path is None:
         return network
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file (backbone weights, torch checkpoint)")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UNPICKLING_ERRORS as error:
-        raise CheckpointError(f"{path}: not a torch checkpoint of plain tensors") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds {type(loaded).__name__}, expected a state dict")
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path}: expected a state dict, tensors by name")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = read_state(path)
     load_exactly(network, {k: v for k, v in state.items() if not k.startswith("fc.")}, path)
     return network
