@@ -21,6 +21,7 @@
     │   ├── UnexpectedError             500  a fault of ours; logged, never shown
     │   ├── UnavailableError            503  starting or draining, with Retry-After
     │   └── DeadlineExceededError       504
+    ├── ImageFileError                  in process only: a file that cannot be read
     └── StartupError                    ends the process: one line, exit code 1
         ├── SettingsError
         ├── ModelFileError
@@ -203,6 +204,10 @@ class DeadlineExceededError(ProblemError):
     status = 504
     slug = "deadline-exceeded"
     title = "The image was not analysed in time"
+
+
+class ImageFileError(ServiceError):
+    """A photo's file is missing, a folder, or may not be read; never raised while serving."""
 
 
 class StartupError(ServiceError):

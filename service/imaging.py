@@ -105,6 +105,24 @@ def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
         raise InvalidImageError(_what_is_wrong(image_format, error)) from error
 
 
+def from_pillow(image: Image.Image, limits: ImageLimits) -> DecodedImage:
+    """The current frame of an open Pillow image, turned upright by its EXIF orientation.
+
+    ``format`` is the file's where Pillow knows it, else "RAW". Raises ImageTooLargeError (pixels,
+    or memory ran out) and InvalidImageError (the file behind the image is broken).
+    """
+    _check_pixels(image.width, image.height, limits.max_pixels)
+    name = image.format or "RAW"
+    try:
+        pixels = _decode_in_strips(image)
+        upright = _turn_upright(pixels, _orientation(image))
+    except MemoryError as error:
+        raise ImageTooLargeError("There is not enough memory to decode the image.") from error
+    except _DECODER_ERRORS as error:
+        raise InvalidImageError(_what_is_wrong(name, error)) from error
+    return DecodedImage(upright, name, frames=1)
+
+
 def encode_image(pixels: NDArray[np.uint8], media_type: str) -> bytes:
     """Encode [H, W, 3] uint8 RGB as "image/png" (fast compression) or "image/jpeg" (quality 90).
 

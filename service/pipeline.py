@@ -166,9 +166,13 @@ class Pipeline:
         await self._classifier.drain(timeout_seconds)
 
     async def recognize(
-        self, data: bytes, *, max_faces: int | None = None, min_score: float | None = None
+        self,
+        photo: bytes | DecodedImage,
+        *,
+        max_faces: int | None = None,
+        min_score: float | None = None,
     ) -> Recognition:
-        """Read the photo in `data`; options that are None take the service's settings.
+        """Read a photo, encoded or not; options that are None take the service's settings.
 
         Cancelling the call takes its work out of the queues. Raises what decode_image raises,
         InferenceError where a network failed, UnavailableError while draining.
@@ -176,7 +180,7 @@ class Pipeline:
         clock = StageClock()
         limit = self._settings.max_faces if max_faces is None else max_faces
         threshold = self._settings.min_score if min_score is None else min_score
-        image, placements = await self._offload(partial(self._open, data, clock))
+        image, placements = await self._offload(partial(self._open, photo, clock))
         faces = await self._detect(image, placements, threshold, clock)
         found = await self._offload(partial(self._align, image, faces[:limit], clock))
         readings = await self._run("classify", self._classifier, [f.crop for f in found], clock)
@@ -189,9 +193,11 @@ class Pipeline:
         self._record(recognition)
         return recognition
 
-    def _open(self, data: bytes, clock: StageClock) -> tuple[DecodedImage, list[Placement]]:
+    def _open(
+        self, photo: bytes | DecodedImage, clock: StageClock
+    ) -> tuple[DecodedImage, list[Placement]]:
         with clock.measure("decode"):
-            image = decode_image(data, self._limits)
+            image = photo if isinstance(photo, DecodedImage) else decode_image(photo, self._limits)
         height, width = image.pixels.shape[:2]
         first = self.networks.detector.rounds(height, width)[0].looks
         return image, self._place(image, first, clock)

@@ -46,7 +46,11 @@ class ReplyWriter:
     receive_seconds: float
 
     def json(self, recognition: Recognition) -> str:
-        """The JSON document of schemas.PredictReply."""
+        """The reply as a JSON document."""
+        return self.reply(recognition).model_dump_json()
+
+    def reply(self, recognition: Recognition) -> PredictReply:
+        """The reply as an object."""
         pixels = recognition.image.pixels
         milliseconds = {
             stage: round(seconds * 1000, MS_DECIMALS)
@@ -56,7 +60,7 @@ class ReplyWriter:
             }.items()
         }
         contract = self.classifier.contract
-        reply = PredictReply(
+        return PredictReply(
             request_id=self.request_id,
             model=ModelVersion(name=contract.name, version=f"sha256:{self.classifier.sha256}"),
             image=ImageInfo(
@@ -70,12 +74,15 @@ class ReplyWriter:
             timings_ms=Timings.model_validate(milliseconds),
             notes=_notes(recognition),
         )
-        return reply.model_dump_json()
 
     def picture(self, recognition: Recognition, media_type: str) -> bytes:
         """The photo with boxes, landmarks, labels and heat maps drawn on it, encoded."""
+        return encode_image(self.drawn(recognition), media_type)
+
+    def drawn(self, recognition: Recognition) -> NDArray[np.uint8]:
+        """The same picture as pixels, [H,W,3] uint8 RGB."""
         annotations = [self._annotation(face) for face in recognition.faces]
-        return encode_image(draw_faces(recognition.image.pixels, annotations), media_type)
+        return draw_faces(recognition.image.pixels, annotations)
 
     def _face(self, face: ReadFace) -> FaceReply:
         where = face.found

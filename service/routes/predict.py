@@ -26,6 +26,7 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from service.options import check_options
 from service.pipeline import Recognition
 from service.replies import ReplyWriter
 from service.routes.body import FIELD, read_photo
@@ -98,7 +99,11 @@ async def predict(
     """
     media_type = reply_type(request.headers.get("accept"))
     with service.lifecycle.admit_image():
-        _check_options(options, service)
+        check_options(
+            options,
+            max_faces=service.settings.max_faces,
+            labels=service.pipeline.networks.classifier.contract.labels,
+        )
         arrived = time.perf_counter()
         photo = await read_photo(request, service.settings, service.pool)
         writer = ReplyWriter(
@@ -137,20 +142,6 @@ async def _answer(
     )
     headers = {"Server-Timing": _server_timing(recognition), "Vary": "Accept"}
     return Response(content, media_type=media_type, headers=headers)
-
-
-def _check_options(options: PredictOptions, service: ServiceState) -> None:
-    """What only the service's settings and the model can tell. Raises InvalidOptionError."""
-    limit = service.settings.max_faces
-    if options.max_faces is not None and options.max_faces > limit:
-        raise InvalidOptionError(f"max_faces may be at most {limit} here.")
-    if options.class_ is None:
-        return
-    if options.explain != "evidence":
-        raise InvalidOptionError("class needs explain=evidence.")
-    labels = service.pipeline.networks.classifier.contract.labels
-    if options.class_ not in labels:
-        raise InvalidOptionError(f"class must be one of {', '.join(labels)}.")
 
 
 def _log_fields(recognition: Recognition) -> dict[str, object]:

@@ -1,0 +1,20 @@
+"""Options that only the service's settings and the model can judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.errors import InvalidOptionError
+from service.schemas import PredictOptions
+
+
+def check_options(options: PredictOptions, *, max_faces: int, labels: Sequence[str]) -> None:
+    """Raises InvalidOptionError where more than `max_faces` or a class not in `labels` is asked."""
+    if options.max_faces is not None and options.max_faces > max_faces:
+        raise InvalidOptionError(f"max_faces may be at most {max_faces} here.")
+    if options.class_ is None:
+        return
+    if options.explain != "evidence":
+        raise InvalidOptionError("class needs explain=evidence.")
+    if options.class_ not in labels:
+        raise InvalidOptionError(f"class must be one of {', '.join(labels)}.")

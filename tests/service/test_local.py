@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from service import PredictOptions, PredictReply, Recognizer
+from service.errors import (
+    ImageFileError,
+    ImageTooLargeError,
+    InvalidOptionError,
+    ModelFileError,
+    PayloadTooLargeError,
+    ProblemError,
+    ServiceError,
+    SettingsError,
+    UnsupportedMediaTypeError,
+)
+from service.local import Photo
+from service.pipeline import Networks
+from service.settings import Settings, load_settings
+from tests.service.image_files import encoded, exif
+
+UInt8 = NDArray[np.uint8]
+TOLERANCE = 1e-3  # a batch's arithmetic differs from a lone photo's in the last bits
+
+
+@pytest.fixture(scope="module")
+def recognizer(networks: Networks) -> Iterator[Recognizer]:
+    with Recognizer(networks, Settings()) as own:
+        yield own
+
+
+def comparable(reply: PredictReply) -> dict[str, object]:
+    return reply.model_dump(exclude={"request_id", "timings_ms"})
+
+
+def test_answer_is_the_services(
+    recognizer: Recognizer, client: httpx.Client, portrait_jpeg: bytes
+) -> None:
+    response = client.post(
+        "/predict", content=portrait_jpeg, headers={"content-type": "image/jpeg"}
+    )
+    reply = recognizer.predict(portrait_jpeg)
+    assert comparable(reply) == comparable(PredictReply.model_validate(response.json()))
+    assert reply.request_id != recognizer.predict(portrait_jpeg).request_id
+    assert reply.timings_ms.total > 0
+
+
+def test_every_form_of_photo_gives_the_same_faces(
+    recognizer: Recognizer, portrait: UInt8, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(portrait).save(path)
+    data = path.read_bytes()
+    with Image.open(path) as opened:
+        forms: list[Photo] = [
+            path,
+            str(path),
+            data,
+            bytearray(data),
+            memoryview(data),
+            portrait,
+            Image.fromarray(portrait),
+            opened,
+        ]
+        replies = [recognizer.predict(form) for form in forms]
+    assert len(replies[0].faces) == 1
+    for reply in replies[1:]:
+        assert reply.faces == replies[0].faces
+    assert [reply.image.format for reply in replies[-3:]] == ["RAW", "RAW", "PNG"]
+
+
+def test_arrays_are_rgb(recognizer: Recognizer, portrait: UInt8) -> None:
+    (rgb,), (bgr,) = (recognizer.predict(p).faces for p in (portrait, portrait[..., ::-1]))
+    assert rgb.expression.probabilities != bgr.expression.probabilities
+
+
+def test_pillow_image_is_turned_upright(recognizer: Recognizer, portrait: UInt8) -> None:
+    stored = Image.fromarray(np.rot90(portrait[:, 60:], 1))
+    stored.getexif()[0x0112] = 6
+    turned, upright = recognizer.predict(stored), recognizer.predict(portrait[:, 60:])
+    assert (turned.image.width, turned.image.height) == (452, 512)
+    assert turned.faces == upright.faces
+    data = encoded(Image.fromarray(np.rot90(portrait[:, 60:], 1)), "PNG", exif=exif(6))
+    assert recognizer.predict(data).faces == upright.faces
+
+
+def test_options_are_those_of_the_service(recognizer: Recognizer, portrait: UInt8) -> None:
+    options = PredictOptions(explain="evidence", class_="anger", heatmap="overlay")
+    evidence = recognizer.predict(portrait, options).faces[0].evidence
+    assert evidence is not None
+    assert evidence.class_ == "anger"
+    assert evidence.overlay is not None
+    assert recognizer.predict(portrait, PredictOptions(min_score=1)).faces == []
+    for wrong in (PredictOptions(class_="anger"), PredictOptions(max_faces=999)):
+        with pytest.raises(InvalidOptionError):
+            recognizer.predict(portrait, wrong)
+
+
+def test_draws_on_a_copy(recognizer: Recognizer, portrait: UInt8) -> None:
+    before = portrait.copy()
+    drawn = recognizer.draw(portrait)
+    assert drawn.shape == portrait.shape
+    assert np.array_equal(portrait, before)
+    assert not np.array_equal(drawn[50:190, 170:280], portrait[50:190, 170:280])
+    assert np.array_equal(drawn[300:], portrait[300:])
+
+
+def moved(portrait: UInt8, step: int) -> UInt8:
+    """A photo that no other step gives: the face sits somewhere else."""
+    page = np.full((480, 640, 3), 128, np.uint8)
+    page[step : step + 300, 15 * step : 15 * step + 300] = portrait[:300, 80:380]
+    return page
+
+
+def test_threads_get_their_own_answers(recognizer: Recognizer, portrait: UInt8) -> None:
+    photos = [moved(portrait, step) for step in range(8)]
+    alone = [recognizer.predict(photo) for photo in photos]
+    with ThreadPoolExecutor(len(photos)) as crowd:
+        together = list(crowd.map(recognizer.predict, photos))
+    for one, other in zip(alone, together, strict=True):
+        assert one.faces[0].box.x1 == pytest.approx(other.faces[0].box.x1, abs=0.5)
+        assert one.faces[0].expression.probabilities == pytest.approx(
+            other.faces[0].expression.probabilities, abs=TOLERANCE
+        )
+
+
+def test_more_callers_than_the_pipeline_takes_wait(networks: Networks, portrait: UInt8) -> None:
+    with (
+        Recognizer(networks, load_settings(max_in_flight_images=1)) as narrow,
+        ThreadPoolExecutor(6) as crowd,
+    ):
+        replies = list(crowd.map(narrow.predict, [portrait] * 6))
+    assert [len(reply.faces) for reply in replies] == [1] * 6
+
+
+def test_many_keep_their_order_and_say_what_is_wrong(
+    recognizer: Recognizer, portrait: UInt8, tmp_path: Path
+) -> None:
+    photos: list[Photo] = [moved(portrait, 3), b"no photo", tmp_path / "none.jpg", portrait]
+    first, second, third, fourth = recognizer.predict_many(photos)
+    assert isinstance(first, PredictReply)
+    assert first.image.width == 640
+    assert isinstance(second, UnsupportedMediaTypeError)
+    assert isinstance(third, ImageFileError)
+    assert "No such file" in third.detail
+    assert isinstance(fourth, PredictReply)
+    assert fourth.image.width == 512
+
+
+def test_many_takes_photos_as_it_goes(recognizer: Recognizer, portrait: UInt8) -> None:
+    taken = itertools.count()
+    endless = (portrait[: 400 + next(taken) % 2] for _ in itertools.count())
+    assert len(list(itertools.islice(recognizer.predict_many(endless), 3))) == 3
+    assert next(taken) < 40
+    with pytest.raises(InvalidOptionError):
+        next(recognizer.predict_many(endless, PredictOptions(class_="anger")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_array_of_another_kind_is_refused(recognizer: Recognizer, wrong: UInt8) -> None:
+    with pytest.raises(ValueError, match=r"\[H,W,3\] uint8 RGB"):
+        recognizer.predict(wrong)
+
+
+def test_what_is_no_photo_is_refused(recognizer: Recognizer) -> None:
+    with pytest.raises(TypeError, match="not list"):
+        recognizer.predict([1, 2, 3])  # type: ignore[arg-type]
+
+
+def test_limits_hold(networks: Networks, portrait: UInt8, tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.fromarray(portrait).save(path)
+    small = load_settings(max_body_bytes=2048, max_image_pixels=10_000)
+    cases: list[tuple[Photo, type[ProblemError]]] = [
+        (path, PayloadTooLargeError),
+        (path.read_bytes(), PayloadTooLargeError),
+        (Image.fromarray(portrait), ImageTooLargeError),
+    ]
+    with Recognizer(networks, small) as limited:
+        for photo, expected in cases:
+            with pytest.raises(expected):
+                limited.predict(photo)
+
+
+def test_load_reports_what_is_wrong() -> None:
+    with pytest.raises(ModelFileError, match=r"no-such\.onnx"):
+        Recognizer.load(model_path="no-such.onnx")
+    with pytest.raises(SettingsError, match="max_faces"):
+        Recognizer.load(max_faces=0)
+
+
+def test_closed_recognizer_says_so(networks: Networks, portrait: UInt8) -> None:
+    own = Recognizer(networks, Settings())
+    own.close()
+    own.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        own.predict(portrait)
+
+
+def test_a_script_that_closes_nothing_ends(tmp_path: Path, portrait: UInt8) -> None:
+    Image.fromarray(portrait).save(tmp_path / "photo.png")
+    script = "import sys; from service import Recognizer; r = Recognizer.load(); "
+    script += "print(r.predict(sys.argv[1]).faces[0].expression.label)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "photo.png")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "happiness\n", "")
+
+
+def test_package_offers_what_it_lists() -> None:
+    import service
+
+    for name in service.__all__:
+        assert getattr(service, name).__name__ == name
+    assert service.ServiceError is ServiceError
+    with pytest.raises(AttributeError, match="no attribute 'Reader'"):
+        _ = service.Reader  # type: ignore[attr-defined]
