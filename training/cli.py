@@ -15,6 +15,7 @@ from training.datasets.records import PARTS, DatasetError
 from training.datasets.registry import DATASETS
 from training.export import ExportError, ModelFacts
 from training.lan import FUSIONS
+from training.paper.commands import add_commands
 from training.pipeline import RunPaths, train_lan
 from training.preparation import PreparationError
 from training.release import evaluate_file, release
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run_command=_export)
     _add_data(export)
     export.add_argument("--run", type=Path, required=True, help="folder of the run")
+    export.add_argument(
+        "--measured-by", type=Path, help="for a --final run: its like, trained without validation"
+    )
     export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
     export.add_argument("--name", help="the model's name (default: lan-BACKBONE-DATASET)")
     export.add_argument("--licence", help=f"of the weights (default: {LICENCE})")
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--list", type=Path, help="only images on this list (RAN's pose or occlusion lists)"
     )
+    add_commands(commands, _add_data, _paths)
     return parser
 
 
@@ -98,7 +103,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """One option per plain field of the configuration, with its default."""
     group = parser.add_argument_group("configuration")
-    choices = {"backbone": tuple(BACKBONES), "fusion": FUSIONS, "optimizer": ("adamw", "sgd")}
+    choices = {
+        "backbone": tuple(BACKBONES),
+        "fusion": FUSIONS,
+        "attentive": ("smallest", "largest"),
+        "optimizer": ("adamw", "sgd"),
+    }
     types = typing.get_type_hints(TrainingConfig)
     for field in dataclasses.fields(TrainingConfig):
         name = "--" + field.name.replace("_", "-")
@@ -127,8 +137,9 @@ def _export(options: argparse.Namespace) -> None:
     name = options.name or f"lan-{run.config.backbone}-{options.dataset}"
     dataset = DATASETS[options.dataset]
     licence = options.licence or LICENCE.format(images=dataset.images or dataset.title)
-    facts = ModelFacts(name, 0.0, 1.0, run_id, licence)
-    print(release(run, paths, options.output, facts))
+    facts = ModelFacts(name, run_id, licence)
+    twin = load_run(options.measured_by) if options.measured_by else None
+    print(release(run, paths, options.output, facts, twin=twin))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -81,8 +81,6 @@ class ModelFacts:
     """What the contract says beyond the network itself."""
 
     name: str
-    validation_accuracy: float
-    temperature: float
     run_id: str
     licence: str
 
@@ -90,7 +88,7 @@ class ModelFacts:
 def make_contract(
     network: Lan, config: TrainingConfig, provenance: dict[str, Any], facts: ModelFacts
 ) -> ModelContract:
-    """The contract of a LAN trained by this package."""
+    """The contract of a LAN of this package; not yet measured: accuracy 0, temperature 1."""
     size = network.backbone.input_size
     template = scaled_template(ARCFACE_TEMPLATE, size).round(4).tolist()
     return ModelContract(
@@ -102,13 +100,13 @@ def make_contract(
         mean=(MEAN,) * 3,
         std=(STD,) * 3,
         template=tuple((x, y) for x, y in template),
-        temperature=facts.temperature,
+        temperature=1.0,
         bias=tuple(network.classifier.bias.tolist()),
         fusion=config.fusion,
         backbone=config.backbone,
         dataset=provenance["dataset"],
         protocol=provenance["protocol"],
-        validation_accuracy=facts.validation_accuracy,
+        validation_accuracy=0.0,
         run_id=facts.run_id,
         licence=facts.licence,
     )
@@ -125,16 +123,21 @@ def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
     size = contract.input_size
     temporary = path.with_suffix(".part.onnx")
     _trace(wrapper, size, temporary)
-    model = onnx.load(temporary)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(contract.model_dump(mode="json"))
-    onnx.checker.check_model(model)
-    onnx.save(model, temporary)
+    write_contract(temporary, contract)
     difference = largest_difference(wrapper, temporary, size)
     if not difference <= TOLERANCE:
         temporary.unlink()
         raise ExportError(f"{path}: ONNX differs from torch by {difference:.2g}")
     temporary.replace(path)
+
+
+def write_contract(path: Path, contract: ModelContract) -> None:
+    """Put `contract` into the metadata of the ONNX file at `path`, in place of what was there."""
+    model = onnx.load(path)
+    entry = {METADATA_KEY: json.dumps(contract.model_dump(mode="json"))}
+    onnx.helper.set_model_props(model, entry)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _trace(wrapper: LanForExport, size: int, path: Path) -> None:

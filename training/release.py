@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract import ModelContract
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
 from training.assessment import assess, head_angles, report
@@ -18,7 +18,13 @@ from training.datasets.lists import select
 from training.datasets.records import DatasetError, Part, Split
 from training.datasets.registry import Choice, find_dataset
 from training.evaluation import Evaluation
-from training.export import ModelFacts, export_onnx, make_contract
+from training.export import (
+    ExportError,
+    ModelFacts,
+    export_onnx,
+    make_contract,
+    write_contract,
+)
 from training.pipeline import RunPaths, prepare_split
 from training.runs import TrainedRun
 
@@ -49,29 +55,71 @@ def _require_labels(own: tuple[str, ...], split: Split, paths: RunPaths) -> None
         )
 
 
-def release(run: TrainedRun, paths: RunPaths, output: Path, facts: ModelFacts) -> str:
+def release(
+    run: TrainedRun,
+    paths: RunPaths,
+    output: Path,
+    facts: ModelFacts,
+    *,
+    twin: TrainedRun | None = None,
+) -> str:
     """Export `run` to `output` with its measured accuracy and fitted temperature, and its card.
 
-    The card lies beside the file, .md and .png. It and the returned report are measured on the
-    exported file. Raises ExportError.
+    A run on training + validation images has nothing left to be measured on: its figures and its
+    temperature are those of `twin`, a run of the same configuration on the training images alone.
+    The card lies beside the file, .md and .png. It and the returned report are measured on an
+    exported file. Raises ExportError, also where a twin is missing, not needed or none.
     """
+    _require_twin(run, twin)
     contract = make_contract(run.network, run.config, run.provenance, facts)
     validation = load_part(paths, "validation")
     _require_labels(contract.labels, validation, paths)
-    export_onnx(run.network, contract, output)
     crops, angles = crops_of(validation, paths, contract.input_size)
+    export_onnx(run.network, contract, output)
     evaluation = _evaluation(output, crops)
-    facts = replace(
-        facts,
-        validation_accuracy=round(evaluation.accuracy, 4),
-        temperature=round(fit_temperature(evaluation), 4),
+    seen = None
+    if twin is not None:
+        seen = evaluation.accuracy
+        evaluation = _evaluation_of(twin, contract, output, crops)
+    write_contract(
+        output,
+        contract.model_copy(
+            update={
+                "validation_accuracy": round(evaluation.accuracy, 4),
+                "temperature": round(fit_temperature(evaluation), 4),
+            }
+        ),
     )
-    export_onnx(run.network, make_contract(run.network, run.config, run.provenance, facts), output)
     model = ExpressionModel.load(output, SessionSettings("cpu"))
-    origin = run.provenance
-    recipe = Recipe(run.config, run.epoch, origin["training_images"], origin["weights"])
+    recipe = Recipe(run, twin, seen)
     write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
     return report(model, evaluation, angles)
+
+
+def _require_twin(run: TrainedRun, twin: TrainedRun | None) -> None:
+    if run.is_final and twin is None:
+        raise ExportError(
+            "the run was trained on the validation images too, so it cannot be measured on them: "
+            "name the run of the same configuration that was not, with --measured-by"
+        )
+    if twin is None:
+        return
+    if not run.is_final or twin.is_final:
+        raise ExportError("--measured-by is for a --final run, and names one that is not")
+    own, theirs = run.config.as_dict(), twin.config.as_dict()
+    if changed := [name for name in own if own[name] != theirs[name]]:
+        raise ExportError(f"the two runs have different configurations: {', '.join(changed)}")
+
+
+def _evaluation_of(
+    run: TrainedRun, contract: ModelContract, output: Path, crops: CropDataset
+) -> Evaluation:
+    temporary = output.with_suffix(".twin.onnx")
+    export_onnx(run.network, contract, temporary)
+    try:
+        return _evaluation(temporary, crops)
+    finally:
+        temporary.unlink()
 
 
 def _evaluation(path: Path, crops: CropDataset) -> Evaluation:

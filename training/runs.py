@@ -23,6 +23,11 @@ class TrainedRun:
     provenance: dict[str, Any]
     epoch: int
 
+    @property
+    def is_final(self) -> bool:
+        """Whether it was trained on training + validation images."""
+        return bool(self.provenance.get("final", False))
+
 
 def load_run(folder: Path, checkpoint: str = BEST) -> TrainedRun:
     """The averaged network of a run. Raises CheckpointError where there is none."""

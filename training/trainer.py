@@ -135,7 +135,10 @@ class Trainer:
         config = TrainingConfig.from_dict(state["config"]).as_dict()
         stored = config | state["provenance"]
         names = dict.fromkeys((*own, *stored))
-        changed = [n for n in names if n not in ENVIRONMENT and own.get(n) != stored.get(n)]
+        # What an older run did not write down counts as nothing: "" or false.
+        changed = [
+            n for n in names if n not in ENVIRONMENT and (own.get(n) or "") != (stored.get(n) or "")
+        ]
         if changed:
             raise TrainingError(f"{path} was made with other settings: {', '.join(changed)}")
 

@@ -34,6 +34,7 @@ from training.export import (
     SplitPReLU,
     export_onnx,
     replace_prelus,
+    write_contract,
 )
 from training.lan import Lan
 
@@ -281,8 +282,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     assert [file.name for file in tmp_path.iterdir()] == ["lan.onnx"]
 
 
-def test_facts_are_checked_when_the_contract_is_made(shipped_kind: Exported) -> None:
-    with pytest.raises(ValueError, match="temperature"):
-        contract_for(shipped_kind.network, TrainingConfig(), temperature=0.0)
+def test_the_contract_follows_the_fusion(shipped_kind: Exported) -> None:
     concat = dataclasses.replace(TrainingConfig(), fusion="concat")
     assert contract_for(shipped_kind.network, concat).fusion == "concat"
+
+
+def test_a_contract_written_again_takes_the_place_of_the_first(
+    shipped_kind: Exported, tmp_path: Path
+) -> None:
+    path = rewritten(shipped_kind, tmp_path / "lan.onnx", {METADATA_KEY: "none yet", "other": "x"})
+    contract = shipped_kind.contract.model_copy(update={"temperature": 0.5})
+    write_contract(path, contract)
+    assert ExpressionModel.load(path, SessionSettings("cpu")).contract == contract

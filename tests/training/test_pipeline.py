@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from training.assessment import assess
 from training.cli import main
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
+from training.export import ExportError, ModelFacts
 from training.pipeline import RunPaths, load_splits
-from training.release import validation_crops
+from training.release import release, validation_crops
 from training.runs import load_run
 from training.trainer import BEST, CHECKPOINT, METRICS
 
@@ -109,7 +112,7 @@ def test_checkpoints_hold_plain_values_alone(workshop: Workshop) -> None:
     provenance = state["provenance"]
     assert provenance["labels"] == list(LABELS)
     assert provenance["training_images"] == 12
-    assert all(type(value) in (str, int, list) for value in provenance.values())
+    assert all(type(value) in (str, int, bool, list) for value in provenance.values())
 
 
 def test_a_run_can_be_taken_up_again(workshop: Workshop) -> None:
@@ -264,3 +267,55 @@ def test_a_run_starts_from_another_runs_network(workshop: Workshop, tmp_path: Pa
         run.network.named_parameters(), start.network.named_parameters(), strict=True
     ):
         assert torch.equal(own, theirs), name
+
+
+def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path) -> None:
+    """It has seen the validation images: another run's figures go into its contract."""
+    final, output = tmp_path / "final", tmp_path / "lan.onnx"
+    workshop.call("train", "--run", str(final), *TRAINING, "--final")
+    export = ("export", "--run", str(final), "--output", str(output))
+    told = workshop.call(*export, "--measured-by", str(workshop.paths.run))
+    plain = tmp_path / "plain.onnx"
+    assert told == workshop.call("export", "--run", str(workshop.paths.run), "--output", str(plain))
+    own, twin = (ExpressionModel.load(p, SessionSettings("cpu")) for p in (output, plain))
+    assert own.contract.temperature == twin.contract.temperature
+    assert own.contract.validation_accuracy == twin.contract.validation_accuracy
+    assert own.contract.protocol.endswith("training + validation")
+    assert own.sha256 != twin.sha256
+    assert "Measured on a twin: FERPlus validation" in output.with_suffix(".md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("lan")) == [
+        "lan.md",
+        "lan.onnx",
+        "lan.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("finals", "changes", "message"),
+    [
+        ((True, None), {}, "name the run of the same configuration"),
+        ((False, False), {}, "is for a --final run"),
+        ((True, True), {}, "is for a --final run"),
+        ((True, False), {"alpha": 0.1}, "different configurations: alpha"),
+    ],
+)
+def test_a_twin_that_is_none_is_refused(
+    workshop: Workshop,
+    tmp_path: Path,
+    finals: tuple[bool, bool | None],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    trained = load_run(workshop.paths.run)
+    run = dataclasses.replace(trained, provenance={**trained.provenance, "final": finals[0]})
+    twin = None
+    if finals[1] is not None:
+        twin = dataclasses.replace(
+            trained,
+            config=dataclasses.replace(trained.config, **changes),
+            provenance={**trained.provenance, "final": finals[1]},
+        )
+    facts = ModelFacts("name", "run", "none")
+    with pytest.raises(ExportError, match=message):
+        release(run, workshop.paths, tmp_path / "lan.onnx", facts, twin=twin)
+    assert not list(tmp_path.iterdir())
