@@ -81,6 +81,10 @@ test-compose: setup ## Build the image and run the stack on a real Docker engine
 lock: ## Pin every dependency anew, with hashes (requirements/*.txt)
 	requirements/lock.sh
 
+.PHONY: audit
+audit: ## Look for known vulnerabilities in the locked dependencies (needs pypi.org)
+	requirements/audit.sh
+
 .PHONY: checksums
 checksums: $(DETECTOR) ## Write models/SHA256SUMS, after a new network is put in models/
 	cd models && sha256sum $(notdir $(DETECTOR)) lan_*.onnx > SHA256SUMS

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.types import Lifespan
 
+from service.cors import allow_origins
 from service.errors import StartupError
 from service.middleware import EdgeMiddleware
 from service.openapi import install_openapi
 from service.pipeline import load_networks
 from service.problems import install_handlers
-from service.routes import health, model, page, predict
+from service.routes import docs, health, model, page, predict
+from service.routes.access import include_guarded
+from service.security_headers import SecurityHeadersMiddleware
 from service.settings import Settings
 from service.state import LoadNetworks, OnStarted, ServiceState
 
@@ -53,19 +58,45 @@ def create_app(
             starting.cancel()
             await service.stop()
 
-    app = FastAPIOffline(
-        redoc_url=None,
-        title="lan-fer",
-        version=version("lan-fer"),
-        summary=SUMMARY,
-        lifespan=lifespan,
-    )
+    app = _bare_app(lifespan, docs=settings.docs)
     app.state.service = service
+    _add_middleware(app, settings, service)
+    install_handlers(app)
+    _include_routers(app, settings)
+    return app
+
+
+def _bare_app(lifespan: Lifespan[FastAPI], *, docs: bool) -> FastAPI:
+    make: Callable[..., FastAPI] = partial(FastAPI, docs_url=None, redoc_url=None, openapi_url=None)
+    if docs:
+        # It serves Swagger UI's files; the page itself is routes.docs, for its policy.
+        make = partial(FastAPIOffline, None, None)
+    app = make(title="lan-fer", version=version("lan-fer"), summary=SUMMARY, lifespan=lifespan)
+    install_openapi(app)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, service: ServiceState) -> None:
+    """The last one added is the first to see a request."""
+    if settings.cors_origins is not None:
+        allow_origins(app, settings.cors_origins)
     app.add_middleware(
         EdgeMiddleware, metrics=service.metrics, max_header_bytes=settings.max_header_bytes
     )
-    install_handlers(app)
-    install_openapi(app)
-    for router in (predict.router, model.router, health.router, page.router):
-        app.include_router(router)
-    return app
+    app.add_middleware(SecurityHeadersMiddleware)
+
+
+def _include_routers(app: FastAPI, settings: Settings) -> None:
+    include_guarded(app, predict.router, counted=True)
+    include_guarded(app, model.router)
+    for router, guarded in (
+        (health.router, settings.health_needs_key),
+        (health.metrics_router, settings.metrics_needs_key),
+    ):
+        if guarded:
+            include_guarded(app, router)
+        else:
+            app.include_router(router)
+    app.include_router(page.router)
+    if settings.docs:
+        app.include_router(docs.router)

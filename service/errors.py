@@ -7,6 +7,9 @@
     │   ├── RequestError                the client can mend it
     │   │   ├── EmptyBodyError          400
     │   │   ├── MalformedRequestError   400  broken JSON or multipart
+    │   │   ├── MissingKeyError         401  no API key where one is needed
+    │   │   ├── UnknownKeyError         403  an API key that is not known
+    │   │   ├── UnknownModelError       404  another model's name
     │   │   ├── NotAcceptableError      406  Accept asks for a type that is not offered
     │   │   ├── SlowRequestError        408  the body did not arrive in time
     │   │   ├── PayloadTooLargeError    413  too many bytes
@@ -17,6 +20,7 @@
     │   │   ├── InvalidImageError       422  known format, but truncated or broken
     │   │   └── HeadersTooLargeError    431
     │   ├── OverloadedError             429  with Retry-After
+    │   ├── RateLimitedError            429  with Retry-After
     │   ├── InferenceError              500  a network failed; the cause is kept, never shown
     │   ├── UnexpectedError             500  a fault of ours; logged, never shown
     │   ├── UnavailableError            503  starting or draining, with Retry-After
@@ -80,6 +84,35 @@ class MalformedRequestError(RequestError):
     status = 400
     slug = "malformed-request"
     title = "The request body cannot be parsed"
+
+
+class MissingKeyError(RequestError):
+    """No API key, and the service asks for one."""
+
+    status = 401
+    slug = "missing-key"
+    title = "The request has no API key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to give one (RFC 9110 wants it with every 401)."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class UnknownKeyError(RequestError):
+    """An API key that the service does not know, or no longer."""
+
+    status = 403
+    slug = "unknown-key"
+    title = "The API key is not known"
+
+
+class UnknownModelError(RequestError):
+    """The Open Inference Protocol was asked for another model than the one that is served."""
+
+    status = 404
+    slug = "unknown-model"
+    title = "No such model"
 
 
 class NotAcceptableError(RequestError):
@@ -172,6 +205,14 @@ class OverloadedError(_RetryableError):
     status = 429
     slug = "overloaded"
     title = "Too many images in flight"
+
+
+class RateLimitedError(_RetryableError):
+    """The API key has asked for as much as it may for now."""
+
+    status = 429
+    slug = "rate-limited"
+    title = "Too many requests with this API key"
 
 
 class UnavailableError(_RetryableError):

@@ -110,7 +110,9 @@ class _Exchange:
         fields = {"method": method, "route": route, "status": status}
         if problem := self._state.get("problem"):
             metrics.problems.labels(problem).inc()
-            fields["problem"] = problem
+        for name in ("problem", "key_name", "trace_id"):
+            if value := self._state.get(name):
+                fields[name] = value
         fields |= {
             "bytes_in": self._bytes_in,
             "bytes_out": self._bytes_out,

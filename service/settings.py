@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -131,6 +131,32 @@ class Settings(BaseSettings):
         description="Seconds that accepted requests get to finish once the process is told to "
         "stop.",
     )
+    api_keys: SecretStr | None = Field(
+        None,
+        description="API keys, name=key separated by commas; a request needs one of them. Unset: "
+        "everyone who reaches the service may use it. Names are logged, keys never. Not for the "
+        "command line, which every user of a machine can read.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of further API keys, name=key on each line; read at the start."
+    )
+    health_needs_key: bool = Field(
+        False, description="Whether /health and /v2/health ask for an API key, where keys are set."
+    )
+    metrics_needs_key: bool = Field(
+        False, description="Whether /metrics asks for an API key, where keys are set."
+    )
+    rate_limit: str | None = Field(
+        None,
+        description="Photos each name of an API key may send to one replica, such as 10/second or "
+        "10/second;5000/day; more get 429. Unset: no limit.",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="Origins, separated by commas, whose pages may use the service from a browser; "
+        "* for any. Unset: none but its own.",
+    )
+    docs: bool = Field(True, description="Whether /docs and /openapi.json are served.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level that is logged; info has a line for each request."
     )

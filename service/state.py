@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from service.access import Access
 from service.errors import ServiceError, StartupError, UnavailableError
 from service.lifecycle import Lifecycle, Phase
 from service.metrics import Metrics
@@ -27,7 +28,9 @@ class ServiceState:
     """One running service: settings, metrics, lifecycle, threads and, once loaded, networks."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError where the API keys or their rate limit are wrong."""
         self.settings = settings
+        self.access = Access.load(settings)
         self.metrics = Metrics()
         self.lifecycle = Lifecycle(
             max_in_flight_images=settings.max_in_flight_images, metrics=self.metrics

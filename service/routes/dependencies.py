@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from service.errors import (
     HeadersTooLargeError,
+    MissingKeyError,
     OverloadedError,
     ProblemError,
     UnavailableError,
@@ -32,8 +33,20 @@ _RETRY_AFTER = {
     }
 }
 _WITH_RETRY_AFTER = {OverloadedError.status, UnavailableError.status}
+_WWW_AUTHENTICATE = {
+    "WWW-Authenticate": {
+        "description": "How to give a key.",
+        "schema": {"type": "string"},
+    }
+}
 # Any route may answer these: the edge checks the headers and catches what nobody expected.
 _EVERYWHERE: tuple[type[ProblemError], ...] = (HeadersTooLargeError, UnexpectedError)
+
+
+def _headers(status: int) -> dict[str, Any]:
+    if status in _WITH_RETRY_AFTER:
+        return _RETRY_AFTER
+    return _WWW_AUTHENTICATE if status == MissingKeyError.status else {}
 
 
 def problems(*errors: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
@@ -45,7 +58,7 @@ def problems(*errors: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
         status: {
             "model": Problem,
             "description": "; ".join(titles[status]),
-            "headers": _RETRY_AFTER if status in _WITH_RETRY_AFTER else {},
+            "headers": _headers(status),
         }
         for status in sorted(titles)
     }

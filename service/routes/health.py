@@ -11,6 +11,7 @@ from service.routes.dependencies import ServiceDependency, problems
 from service.schemas import Status
 
 router = APIRouter(tags=["operation"])
+metrics_router = APIRouter(tags=["operation"])
 
 
 @router.get("/health/live", summary="Is the process alive?", responses=problems())
@@ -26,7 +27,7 @@ async def ready(service: ServiceDependency) -> Status:
     return Status(status="ready")
 
 
-@router.get(
+@metrics_router.get(
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,

@@ -19,6 +19,7 @@ UNITS = ("_ms", "_seconds", "_bytes", "_pixels", "_images", "_faces", "_threads"
 def test_defaults_are_safe() -> None:
     settings = load_settings()
     assert settings.host == "127.0.0.1"
+    assert settings.cors_origins is None
     assert settings.session_settings == SessionSettings(provider="auto", intra_op_threads=1)
     # What a phone takes at its best: 33 megapixels, 20 MB.
     assert settings.max_image_pixels >= 33_200_000
