@@ -17,14 +17,23 @@ from training.progress import progress
 POSE_DEGREES = (30, 45)
 
 
-def assess(model: ExpressionModel, crops: CropDataset, *, batch_size: int = 32) -> Evaluation:
-    """Logits of the ONNX file on the plain crops of a split whose images have hard labels."""
+def assess(
+    model: ExpressionModel, crops: CropDataset, *, mirrored: bool = False, batch_size: int = 32
+) -> Evaluation:
+    """Logits of the ONNX file on the plain crops of a split whose images have hard labels.
+
+    `mirrored`: the mean of the logits of each crop and of its mirror image, at twice the cost.
+    """
     logits = []
     starts = range(0, len(crops), batch_size)
     for start in progress(starts, "assess", len(starts), unit="batch"):
         indices = range(start, min(start + batch_size, len(crops)))
         images = [crops[i][0].permute(1, 2, 0).numpy() for i in indices]
-        logits += [reading.logits for reading in model.infer(images)]
+        given = np.stack([reading.logits for reading in model.infer(images)])
+        if mirrored:
+            turned = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+            given = (given + np.stack([r.logits for r in model.infer(turned)])) / 2
+        logits.extend(given)
     return Evaluation(np.stack(logits), crops.split.classes)
 
 

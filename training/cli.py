@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=PARTS, default="validation", help="default: %(default)s"
     )
     evaluate.add_argument(
+        "--mirrored", action="store_true", help="average over each face and its mirror image"
+    )
+    evaluate.add_argument(
         "--list", type=Path, help="only images on this list (RAN's pose or occlusion lists)"
     )
     add_commands(commands, _add_data, _paths)
@@ -144,7 +147,11 @@ def _export(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     paths = _paths(options, run=Path())
-    print(evaluate_file(options.model, paths, part=options.split, listed=options.list))
+    print(
+        evaluate_file(
+            options.model, paths, part=options.split, listed=options.list, mirrored=options.mirrored
+        )
+    )
 
 
 def _paths(options: argparse.Namespace, *, run: Path) -> RunPaths:

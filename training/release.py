@@ -127,10 +127,16 @@ def _evaluation(path: Path, crops: CropDataset) -> Evaluation:
 
 
 def evaluate_file(
-    path: Path, paths: RunPaths, *, part: Part = "validation", listed: Path | None = None
+    path: Path,
+    paths: RunPaths,
+    *,
+    part: Part = "validation",
+    listed: Path | None = None,
+    mirrored: bool = False,
 ) -> str:
     """The report of an ONNX file on one split, or on its images that the list `listed` names.
 
+    `mirrored` averages over each face and its mirror image, which the service does not do.
     Raises DatasetError where the split's classes are not the model's.
     """
     model = ExpressionModel.load(path, SessionSettings("cpu"))
@@ -141,4 +147,4 @@ def evaluate_file(
         selected = select(split, listed)
         split, found = selected.split, f"{listed.name}: {selected.summary()}\n"
     crops, angles = crops_of(split, paths, model.contract.input_size)
-    return found + report(model, assess(model, crops), angles)
+    return found + report(model, assess(model, crops, mirrored=mirrored), angles)

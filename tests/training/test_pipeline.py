@@ -156,6 +156,21 @@ def test_export_gives_the_service_a_measured_model(workshop: Workshop) -> None:
     assert again.strip() in told
 
 
+def test_mirrored_answers_do_not_change_when_faces_are_mirrored(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    output = tmp_path / "lan.onnx"
+    workshop.call("export", "--run", str(workshop.paths.run), "--output", str(output))
+    model = ExpressionModel.load(output, SessionSettings("cpu"))
+    crops, _ = validation_crops(workshop.paths, model.contract.input_size)
+    plain, both = assess(model, crops), assess(model, crops, mirrored=True)
+    turned = [crops[i][0].permute(1, 2, 0).numpy()[:, ::-1].copy() for i in range(len(crops))]
+    mirror = np.stack([reading.logits for reading in model.infer(turned)])
+    np.testing.assert_allclose(both.logits, (plain.logits + mirror) / 2, atol=1e-4)
+    told = workshop.call("evaluate", "--model", str(output), "--mirrored")
+    assert f"\nall: {100 * both.accuracy:.2f}% of 6" in told
+
+
 def test_the_best_network_is_what_is_exported(workshop: Workshop) -> None:
     trained = load_run(workshop.paths.run)
     assert trained.config == CONFIG
