@@ -81,8 +81,13 @@ class DecodedImage:
     frames: int
 
 
-def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
+def decode_image(
+    data: bytes, limits: ImageLimits, *, admit: Callable[[int], None] | None = None
+) -> DecodedImage:
     """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF. Thread-safe.
+
+    ``admit`` is told how many pixels the image has, just before memory is taken for them; what it
+    raises is raised here.
 
     Raises EmptyBodyError, PayloadTooLargeError (bytes), UnsupportedMediaTypeError (no such format),
     ImageTooLargeError (pixels, or memory ran out) and InvalidImageError (truncated, broken, or a
@@ -98,7 +103,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
     if image_format is None:
         raise UnsupportedMediaTypeError("The bytes are no JPEG, PNG, WebP, GIF, BMP or TIFF image.")
     try:
-        return _decode(data, image_format, limits.max_pixels)
+        return _decode(data, image_format, limits.max_pixels, admit)
     except MemoryError as error:
         raise ImageTooLargeError("There is not enough memory to decode the image.") from error
     except _DECODER_ERRORS as error:
@@ -153,13 +158,17 @@ def _what_is_wrong(image_format: str, error: Exception) -> str:
     return f"The {image_format} file is broken, incomplete, or of a kind that cannot be read."
 
 
-def _decode(data: bytes, image_format: str, max_pixels: int) -> DecodedImage:
+def _decode(
+    data: bytes, image_format: str, max_pixels: int, admit: Callable[[int], None] | None
+) -> DecodedImage:
     header = read_header(data, image_format)
     if header.width is not None and header.height is not None:
         _check_pixels(header.width, header.height, max_pixels)
     with Image.open(BytesIO(data), formats=[image_format]) as image:
         _check_pixels(image.width, image.height, max_pixels)
         _check_tile(image, max_pixels)
+        if admit is not None:
+            admit(image.width * image.height)
         frames = header.frames or _frame_count(image, image_format)
         pixels = _decode_directly(data, image, frames)
         if pixels is None:

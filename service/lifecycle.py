@@ -5,6 +5,7 @@ Used from the event loop alone, so nothing here needs a lock.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -14,6 +15,9 @@ from service.metrics import Metrics
 
 STARTING_RETRY_SECONDS = 2
 DRAINING_RETRY_SECONDS = 5
+HUNG_RETRY_SECONDS = 10
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -31,9 +35,11 @@ class Lifecycle:
         self._phase = Phase.STARTING
         self._capacity = max_in_flight_images
         self._in_flight = 0
+        self._hung_stage: str | None = None
         # Read when asked for: drain() runs in a signal handler, where taking a lock could hang.
-        metrics.ready.set_function(lambda: self._phase is Phase.READY)
+        metrics.ready.set_function(lambda: self._phase is Phase.READY and self._hung_stage is None)
         metrics.images_in_flight.set_function(lambda: self._in_flight)
+        metrics.images_in_flight_limit.set(max_in_flight_images)
 
     @property
     def in_flight(self) -> int:
@@ -49,16 +55,27 @@ class Lifecycle:
         """Take no more images; those in flight go on."""
         self._phase = Phase.DRAINING
 
+    def note_hung_stage(self, stage: str | None) -> None:
+        """The stage that hangs now, None where none does: not ready while one does."""
+        if stage is not None and self._hung_stage is None:
+            logger.critical("not ready: the stage %r hangs", stage)
+        elif stage is None and self._hung_stage is not None:
+            logger.warning("ready again: the stage %r goes on", self._hung_stage)
+        self._hung_stage = stage
+
     def require_ready(self) -> None:
-        """Raises UnavailableError in every phase but READY."""
+        """Raises UnavailableError in every phase but READY, and while a stage hangs."""
         if self._phase is Phase.STARTING:
             raise UnavailableError(self._phase.value, retry_after_seconds=STARTING_RETRY_SECONDS)
         if self._phase is Phase.DRAINING:
             raise UnavailableError(self._phase.value, retry_after_seconds=DRAINING_RETRY_SECONDS)
+        if self._hung_stage is not None:
+            raise UnavailableError(
+                "A stage of the service hangs.", retry_after_seconds=HUNG_RETRY_SECONDS
+            )
 
-    @contextmanager
-    def admit_image(self) -> Iterator[None]:
-        """Hold a permit for one image, from before its body is read until it is answered.
+    def require_room(self) -> None:
+        """For a request's head: no need to read a body that would be refused.
 
         Raises UnavailableError where the service is not ready, OverloadedError where no permit is
         left: refusing at once is kinder than a queue in which every request times out.
@@ -68,6 +85,14 @@ class Lifecycle:
             raise OverloadedError(
                 f"{self._capacity} images are in flight, as many as the service takes."
             )
+
+    @contextmanager
+    def admit_image(self) -> Iterator[None]:
+        """Hold a permit for one image whose body is there, until it is answered.
+
+        Not before: whoever sends a body slowly would hold it. Raises as `require_room`.
+        """
+        self.require_room()
         self._in_flight += 1
         try:
             yield

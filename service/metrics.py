@@ -25,6 +25,8 @@ Network = Literal["detector", "classifier"]
 PREFIX = "lan_fer_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+# Of a winner among K classes: from 1/K up, closest together where most of them lie.
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 class Metrics:
@@ -54,16 +56,30 @@ class Metrics:
             "Problem documents sent, by the last part of their type.",
             ("problem",),
         )
+        self.connections = self._gauge("connections", "Connections that are open.")
+        self.refusals = self._counter(
+            "refused_connections_total",
+            "Connections ended before a request was whole, or because their client did not read.",
+            ("reason",),
+        )
 
     def _declare_images(self) -> None:
         self.ready = self._gauge("ready", "1 once warmed up, 0 before and while draining.")
         self.images_in_flight = self._gauge("images_in_flight", "Images accepted, not answered.")
+        self.images_in_flight_limit = self._gauge(
+            "images_in_flight_limit", "Images in flight from which on the next one is turned away."
+        )
+        self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies that are held.")
+        self.pixels = self._gauge("pixels_in_flight", "Decoded pixels that are held.")
         self.stage_seconds = self._histogram(
             "stage_duration_seconds",
             "Time an image spent in one stage; queue is the wait for both networks.",
             ("stage",),
         )
         self.faces = self._counter("faces_total", "Faces read.", ("expression",))
+        self.face_confidence = self._histogram(
+            "face_confidence", "Probability of the expression that was read.", (), CONFIDENCES
+        )
         self.faces_per_image = self._histogram("faces_per_image", "Faces found.", (), COUNTS)
 
     def _declare_networks(self) -> None:
@@ -107,6 +123,11 @@ class Metrics:
     def batches_of(self, network: Network) -> BatchMetrics:
         """The observer of one network's batches."""
         return BatchMetrics(self, network)
+
+    def watch_memory(self, body_bytes: Callable[[], int], pixels: Callable[[], int]) -> None:
+        """Read what is held in memory whenever the metrics are read."""
+        self.body_bytes.set_function(body_bytes)
+        self.pixels.set_function(pixels)
 
     def watch_queue(self, network: Network, length: Callable[[], int]) -> None:
         """Read a queue's length whenever the metrics are read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from service.errors import HeadersTooLargeError, UnexpectedError
+from service.errors import HeadersTooLargeError, UnavailableError, UnexpectedError
 from service.metrics import Metrics
 from service.problems import problem_response
 
@@ -59,6 +60,12 @@ class EdgeMiddleware:
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:
+            # The stop took longer than the service may: still an answer, rather than none.
+            if exchange.status is None:
+                stopped = UnavailableError("The service stopped before the answer was ready.")
+                await problem_response(request, stopped)(scope, exchange.receive, exchange.send)
+            raise
         except Exception:
             # The edge: log everything, show the client nothing.
             logger.exception("unexpected error")

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Batcher, BatchLimits
+from service.budgets import NoRoomError, Room
 from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
 from service.faces.detector import Face, FaceDetector, Look, Placement, RawDetections
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
 from service.settings import Settings, available_cpus
+from service.watch import StageWatch
 
 UInt8 = NDArray[np.uint8]
 Item = TypeVar("Item")
@@ -124,17 +126,24 @@ class Pipeline:
     """Reads photos, many at a time. Use it from one event loop, between start() and drain()."""
 
     def __init__(
-        self, networks: Networks, settings: Settings, *, pool: ThreadPoolExecutor, metrics: Metrics
+        self,
+        networks: Networks,
+        settings: Settings,
+        *,
+        pool: ThreadPoolExecutor,
+        metrics: Metrics,
+        watch: StageWatch | None = None,
     ) -> None:
         self.networks = networks
         self._limits = ImageLimits(settings.max_body_bytes, settings.max_image_pixels)
         self._settings = settings
         self._pool = pool
         self._metrics = metrics
+        watch = watch or StageWatch()
         workers = settings.inference_workers or _default_workers(networks.provider)
         self._detector: Batcher[Placement, RawDetections] = Batcher(
             "detector",
-            networks.detector.infer,
+            watch.watched("detector", networks.detector.infer),
             key=lambda placement: placement.look.canvas,
             limits=BatchLimits(
                 settings.max_detector_batch, settings.max_in_flight_images * MAX_LOOKS, workers
@@ -143,7 +152,7 @@ class Pipeline:
         )
         self._classifier: Batcher[UInt8, Reading] = Batcher(
             "classifier",
-            networks.classifier.infer,
+            watch.watched("classifier", networks.classifier.infer),
             key=lambda crop: crop.shape,
             limits=BatchLimits(
                 settings.max_classifier_batch,
@@ -171,16 +180,18 @@ class Pipeline:
         *,
         max_faces: int | None = None,
         min_score: float | None = None,
+        room: Room | None = None,
     ) -> Recognition:
         """Read a photo, encoded or not; options that are None take the service's settings.
 
+        Where `room` is given, the photo's pixels are taken of it, after a wait where need be.
         Cancelling the call takes its work out of the queues. Raises what decode_image raises,
         InferenceError where a network failed, UnavailableError while draining.
         """
         clock = StageClock()
         limit = self._settings.max_faces if max_faces is None else max_faces
         threshold = self._settings.min_score if min_score is None else min_score
-        image, placements = await self._offload(partial(self._open, photo, clock))
+        image, placements = await self._open_in(room, photo, clock)
         faces = await self._detect(image, placements, threshold, clock)
         found = await self._offload(partial(self._align, image, faces[:limit], clock))
         readings = await self._run("classify", self._classifier, [f.crop for f in found], clock)
@@ -193,11 +204,28 @@ class Pipeline:
         self._record(recognition)
         return recognition
 
+    async def _open_in(
+        self, room: Room | None, photo: bytes | DecodedImage, clock: StageClock
+    ) -> tuple[DecodedImage, list[Placement]]:
+        require = None if room is None else room.require
+        try:
+            return await self._offload(partial(self._open, photo, clock, require))
+        except NoRoomError as full:
+            assert room is not None, "it was asked"
+            await room.wait_for(full.pixels)
+        return await self._offload(partial(self._open, photo, clock, None))
+
     def _open(
-        self, photo: bytes | DecodedImage, clock: StageClock
+        self,
+        photo: bytes | DecodedImage,
+        clock: StageClock,
+        require: Callable[[int], None] | None,
     ) -> tuple[DecodedImage, list[Placement]]:
         with clock.measure("decode"):
-            image = photo if isinstance(photo, DecodedImage) else decode_image(photo, self._limits)
+            if isinstance(photo, DecodedImage):
+                image = photo
+            else:
+                image = decode_image(photo, self._limits, admit=require)
         height, width = image.pixels.shape[:2]
         first = self.networks.detector.rounds(height, width)[0].looks
         return image, self._place(image, first, clock)
@@ -274,6 +302,7 @@ class Pipeline:
         self._metrics.faces_per_image.observe(recognition.faces_found)
         for face in recognition.faces:
             self._metrics.faces.labels(self.label_of(face.reading)).inc()
+            self._metrics.face_confidence.observe(float(face.reading.probabilities.max()))
 
     def label_of(self, reading: Reading) -> str:
         """The most probable expression."""

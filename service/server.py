@@ -2,94 +2,96 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-import uuid
-from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import (
-    HeadersTooLargeError,
-    MalformedRequestError,
-    ProblemError,
-    StartupError,
-)
-from service.lifecycle import Lifecycle
-from service.problems import MEDIA_TYPE, problem_of
+from service.connection import Config, Connection
+from service.errors import StartupError
 from service.settings import Settings
+from service.state import ServiceState
 
-# Bytes that may come in without being part of a body. The app holds headers to a setting once they
-# are complete; this bounds those that never are, with room for the chunks sockets are read in.
-MAX_BYTES_BESIDE_BODY = 1024 * 1024
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which neither bounds headers nor answers bad HTTP with a problem."""
-
-    _bytes_beside_body = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
-        self._bytes_beside_body += len(data)
-        super().data_received(data)
-        if self._bytes_beside_body > MAX_BYTES_BESIDE_BODY and not self.transport.is_closing():
-            self._refuse(HeadersTooLargeError("The headers do not end."))
-
-    def on_message_begin(self) -> None:
-        """A request line begins."""
-        self._bytes_beside_body = 0
-        super().on_message_begin()
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
-        self._bytes_beside_body = 0
-        super().on_body(body)
-
-    def send_400_response(self, msg: str) -> None:
-        """Called for bytes that are no HTTP request."""
-        self._refuse(MalformedRequestError(msg))
-
-    def _refuse(self, error: ProblemError) -> None:
-        body = problem_of(error, uuid.uuid4().hex).model_dump_json(exclude_none=True).encode()
-        head = (
-            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-            f"content-type: {MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\n"
-            "connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+CHECK_SECONDS = 0.1
 
 
 class Server(uvicorn.Server):
-    """Not ready from the signal on, rather than from the moment the last connection closes."""
+    """uvicorn's server, which minds slow clients and what arrives while it stops."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+    def __init__(self, config: Config, service: ServiceState) -> None:
         super().__init__(config)
-        self._lifecycle = lifecycle
+        self._connection_config = config
+        self._service = service
+        service.bodies.count_replies(self._unsent_bytes)
+        service.metrics.connections.set_function(lambda: len(self.server_state.connections))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called in the signal's handler."""
-        self._lifecycle.drain()
+        """Called in the signal's handler: not ready from here on."""
+        self._service.lifecycle.drain()
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections; they are checked until the server has stopped."""
+        await super().startup(sockets)
+        self._checking = asyncio.create_task(self._check_connections())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, take what has connected by then, answer everything, end."""
+        self._service.lifecycle.drain()
+        try:
+            await self._stop_listening(sockets or [])
+            await super().shutdown(sockets)
+        finally:
+            self._checking.cancel()
+
+    async def _check_connections(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            now = loop.time()
+            for connection in self._connections():
+                connection.check(now)
+
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Close the listening sockets without resetting those who have connected already.
+
+        The kernel completes connections before they are accepted, and resets those that are left
+        when the socket is closed. A copy keeps it open until the last of them has been accepted.
+        """
+        copies = [listener.dup() for listener in sockets]
+        for server in self.servers:
+            server.close()
+        for listener in copies:
+            with listener:
+                await self._accept_all(listener)
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:  # nobody is left
+                return
+            client.setblocking(False)
+            await loop.connect_accepted_socket(self._connect, client)
+
+    def _connect(self) -> Connection:
+        return Connection(self._connection_config, self.server_state, self.lifespan.state)
+
+    def _connections(self) -> list[Connection]:
+        return [c for c in self.server_state.connections if isinstance(c, Connection)]
+
+    def _unsent_bytes(self) -> int:
+        return sum(connection.unsent_bytes for connection in self._connections())
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of service.app.create_app; run it with a listening socket."""
-    config = uvicorn.Config(
-        app,
-        http=Protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.drain_seconds,
-    )
-    return Server(config, app.state.service.lifecycle)
+    service: ServiceState = app.state.service
+    return Server(Config(app, settings=settings, metrics=service.metrics), service)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,7 +6,9 @@ of the same name; the flag wins.
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from service.runtime import Provider, SessionSettings
 ENV_PREFIX = "LAN_FER_"
 MODELS = Path(__file__).resolve().parent.parent / "models"
 MEBIBYTE = 1024 * 1024
+CGROUP = Path("/sys/fs/cgroup")
 
 
 class Settings(BaseSettings):
@@ -79,8 +82,28 @@ class Settings(BaseSettings):
         32,
         ge=1,
         le=10_000,
-        description="Images accepted and not yet answered; the next one gets 429. Each may hold "
-        "max_body_bytes, and up to 3 bytes for each of max_image_pixels.",
+        description="Images accepted and not yet answered; the next one gets 429.",
+    )
+    max_in_flight_bytes: int = Field(
+        256 * MEBIBYTE,
+        ge=1024,
+        le=1024 * 1024 * MEBIBYTE,
+        description="Bytes of request bodies held at a time, replies not yet sent included; a body "
+        "that does not fit gets 429. A form or JSON takes about twice its bytes of memory.",
+    )
+    max_in_flight_pixels: int = Field(
+        256_000_000,
+        ge=4096,
+        le=1_000_000_000_000,
+        description="Decoded pixels held at a time, 3 bytes each (7 while being decoded); a photo "
+        "that does not fit waits, and one larger than this is decoded when it is alone.",
+    )
+    max_connections: int = Field(
+        512,
+        ge=1,
+        le=1_000_000,
+        description="Open connections; for one more, the one that has waited longest for its "
+        "client is closed, or the new one gets 503 where none waits.",
     )
     max_body_bytes: int = Field(
         32 * MEBIBYTE,
@@ -116,13 +139,41 @@ class Settings(BaseSettings):
         ge=1,
         le=3_600_000,
         description="Milliseconds from the body's arrival to the reply; past it the reply is 504 "
-        "and work not yet begun is dropped.",
+        "and work not yet begun is dropped. A request may ask for less (X-Request-Timeout-Ms).",
     )
     body_timeout_ms: int = Field(
         30_000,
         ge=1,
         le=3_600_000,
         description="Milliseconds in which the body must arrive; past it the reply is 408.",
+    )
+    header_timeout_ms: int = Field(
+        10_000,
+        ge=1,
+        le=3_600_000,
+        description="Milliseconds in which a request's headers must arrive once they have begun; "
+        "past it the reply is 408.",
+    )
+    stall_timeout_ms: int = Field(
+        10_000,
+        ge=1,
+        le=3_600_000,
+        description="Milliseconds without a byte in a body, past which the reply is 408, or "
+        "without progress of a reply, past which the connection is cut.",
+    )
+    idle_timeout_ms: int = Field(
+        75_000,
+        ge=1,
+        le=3_600_000,
+        description="Milliseconds a connection may stay open without a request; keep it above a "
+        "load balancer's own, or requests meet a closing connection.",
+    )
+    stage_limit_ms: int = Field(
+        60_000,
+        ge=1,
+        le=3_600_000,
+        description="Milliseconds one run of a stage (image work, a batch of a network) may take; "
+        "past it the service is not ready until that run ends.",
     )
     drain_seconds: int = Field(
         20,
@@ -187,8 +238,29 @@ def _name(location: tuple[int | str, ...]) -> str:
     return f"{name} ({ENV_PREFIX}{name.upper()})"
 
 
-def available_cpus() -> int:
-    """CPU cores this process may use; fewer than the machine's where an affinity mask is set."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def available_cpus(cgroup: Path = CGROUP) -> int:
+    """CPU cores this process may use: the machine's, its affinity mask's, or its cgroup's quota.
+
+    A quota of part of a core counts as a whole one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cpu_quota(cgroup)
+    return max(1, min(cores or 1, math.ceil(quota) if quota else sys.maxsize))
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """Cores' worth of time a cgroup may use (version 2, then 1), None where it is unlimited.
+
+    In a container, its own cgroup is what is mounted there.
+    """
+    try:
+        limit, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not limit.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return None  # "max", -1
+    return int(limit) / int(period) or None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from service.access import Access
+from service.budgets import ByteBudget, PixelBudget
 from service.errors import ServiceError, StartupError, UnavailableError
 from service.lifecycle import Lifecycle, Phase
 from service.metrics import Metrics
 from service.pipeline import Networks, Pipeline
 from service.settings import Settings, available_cpus
+from service.watch import StageWatch, WatchedPool
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,14 @@ class ServiceState:
         self.lifecycle = Lifecycle(
             max_in_flight_images=settings.max_in_flight_images, metrics=self.metrics
         )
-        self.pool = ThreadPoolExecutor(
-            settings.image_workers or available_cpus(), thread_name_prefix="image"
+        self.bodies = ByteBudget(settings.max_in_flight_bytes)
+        self.pixels = PixelBudget(settings.max_in_flight_pixels)
+        self.metrics.watch_memory(lambda: self.bodies.held, lambda: self.pixels.used)
+        self._watch = StageWatch()
+        self.pool = WatchedPool(
+            settings.image_workers or available_cpus(), watch=self._watch, stage="image"
         )
+        self._minding: asyncio.Task[None] | None = None
         self._pipeline: Pipeline | None = None
 
     @property
@@ -49,6 +55,7 @@ class ServiceState:
 
     async def start(self, load: LoadNetworks, on_started: OnStarted) -> None:
         """Load, warm up, become ready; health endpoints answer meanwhile."""
+        self._minding = asyncio.create_task(self._mind_stages())
         try:
             await self._load_and_warm_up(load)
         except StartupError as error:
@@ -64,7 +71,9 @@ class ServiceState:
 
     async def _load_and_warm_up(self, load: LoadNetworks) -> None:
         networks = await asyncio.to_thread(load, self.settings)
-        pipeline = Pipeline(networks, self.settings, pool=self.pool, metrics=self.metrics)
+        pipeline = Pipeline(
+            networks, self.settings, pool=self.pool, metrics=self.metrics, watch=self._watch
+        )
         pipeline.start()
         self._pipeline = pipeline
         contract = networks.classifier.contract
@@ -78,6 +87,12 @@ class ServiceState:
         )
         await asyncio.to_thread(networks.warm_up)
 
+    async def _mind_stages(self) -> None:
+        limit = self.settings.stage_limit_ms / 1000
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            self.lifecycle.note_hung_stage(self._watch.hung(limit))
+
     async def stop(self) -> None:
         """Take no more images, finish what is queued, end the threads.
 
@@ -86,6 +101,8 @@ class ServiceState:
         self.lifecycle.drain()
         if self._pipeline is not None:
             await self._pipeline.drain(STOP_SECONDS)
+        if self._minding is not None:
+            self._minding.cancel()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, Callable
 
 import pybase64
 from pydantic import ValidationError
@@ -25,6 +24,7 @@ from service.errors import (
 from service.problems import field_problem
 from service.schemas import PredictJson
 from service.settings import Settings
+from service.state import ServiceState
 
 FIELD = "file"
 MAX_OTHER_FIELDS = 8
@@ -32,16 +32,18 @@ MAX_OTHER_FIELD_BYTES = 4096
 ACCEPTED = "multipart/form-data, application/json or image/*"
 
 
-async def read_photo(request: Request, settings: Settings, pool: Executor) -> bytes:
+async def read_photo(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
     """The image file in the request: multipart field `file`, raw image/* body, or JSON.
 
-    Raises EmptyBodyError, MalformedRequestError, MissingImageError, InvalidImageError,
+    `take` is told the length of each piece before it is kept, and may refuse it. Raises
+    EmptyBodyError, MalformedRequestError, MissingImageError, InvalidImageError, OverloadedError,
     PayloadTooLargeError, SlowRequestError, UnsupportedMediaTypeError and ClientDisconnect.
     """
+    settings = service.settings
     _check_length(request.headers, settings.max_body_bytes)
     _check_encoding(request.headers)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    chunks = _limited(request, settings.max_body_bytes)
+    chunks = _limited(request, settings, take)
     try:
         async with asyncio.timeout(settings.body_timeout_ms / 1000):
             if kind == "multipart/form-data":
@@ -57,7 +59,7 @@ async def read_photo(request: Request, settings: Settings, pool: Executor) -> by
         raise SlowRequestError(
             f"The body did not arrive within {settings.body_timeout_ms} ms."
         ) from error
-    return await asyncio.get_running_loop().run_in_executor(pool, _from_json, body)
+    return await asyncio.get_running_loop().run_in_executor(service.pool, _from_json, body)
 
 
 def _check_length(headers: Headers, max_bytes: int) -> None:
@@ -80,13 +82,26 @@ def _check_encoding(headers: Headers) -> None:
         raise UnsupportedMediaTypeError("Content-Encoding must be absent: send the file as it is.")
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _limited(
+    request: Request, settings: Settings, take: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
     """The body's chunks; the Content-Length may be absent, so they are counted as they come."""
     received = 0
-    async for chunk in request.stream():
+    chunks = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(settings.stall_timeout_ms / 1000):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise SlowRequestError(
+                f"Nothing came of the body for {settings.stall_timeout_ms} ms."
+            ) from error
+        if chunk is None:
+            return
         received += len(chunk)
-        if received > max_bytes:
-            raise PayloadTooLargeError(f"The body has more than {max_bytes} bytes.")
+        if received > settings.max_body_bytes:
+            raise PayloadTooLargeError(f"The body has more than {settings.max_body_bytes} bytes.")
+        take(len(chunk))
         yield chunk
 
 

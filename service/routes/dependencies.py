@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from service.errors import (
     HeadersTooLargeError,
@@ -25,6 +25,16 @@ async def _service_state(request: Request) -> ServiceState:
 
 
 ServiceDependency = Annotated[ServiceState, Depends(_service_state)]
+
+RequestTimeout = Annotated[
+    int | None,
+    Header(
+        alias="X-Request-Timeout-Ms",
+        ge=1,
+        description="Milliseconds from the body's arrival to the reply; past it the reply is 504 "
+        "and the work is dropped. Never more than the service's own deadline.",
+    ),
+]
 
 _RETRY_AFTER = {
     "Retry-After": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from functools import partial
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.budgets import Room
 from service.errors import (
     DeadlineExceededError,
     EmptyBodyError,
@@ -31,7 +33,7 @@ from service.options import check_options
 from service.pipeline import Recognition
 from service.replies import ReplyWriter
 from service.routes.body import FIELD, read_photo
-from service.routes.dependencies import ServiceDependency, problems
+from service.routes.dependencies import RequestTimeout, ServiceDependency, problems
 from service.routes.negotiation import ReplyType, reply_type
 from service.routes.waiting import answer_in_time
 from service.schemas import PredictJson, PredictOptions, PredictReply
@@ -92,6 +94,7 @@ async def predict(
     request: Request,
     options: Annotated[PredictOptions, Query()],
     service: ServiceDependency,
+    timeout_ms: RequestTimeout = None,
 ) -> Response:
     """Finds every face, says which expression it shows, and where the network looked.
 
@@ -100,25 +103,27 @@ async def predict(
     heat maps drawn on it.
     """
     media_type = reply_type(request.headers.get("accept"))
-    with service.lifecycle.admit_image():
+    service.lifecycle.require_room()
+    with service.bodies.hold() as take:
         check_options(
             options,
             max_faces=service.settings.max_faces,
             labels=service.pipeline.networks.classifier.contract.labels,
         )
         arrived = time.perf_counter()
-        photo = await read_photo(request, service.settings, service.pool)
+        photo = await read_photo(request, service, take)
         writer = ReplyWriter(
             classifier=service.pipeline.networks.classifier,
             options=options,
             request_id=request.state.request_id,
             receive_seconds=time.perf_counter() - arrived,
         )
-        return await answer_in_time(
-            request,
-            _answer(request, service, photo, writer, media_type),
-            deadline_ms=service.settings.deadline_ms,
-        )
+        with service.lifecycle.admit_image(), service.pixels.room() as room:
+            return await answer_in_time(
+                request,
+                _answer(request, service, photo, writer, media_type, room),
+                deadline_ms=min(service.settings.deadline_ms, timeout_ms or sys.maxsize),
+            )
 
 
 async def _answer(
@@ -127,9 +132,10 @@ async def _answer(
     photo: bytes,
     writer: ReplyWriter,
     media_type: ReplyType,
+    room: Room,
 ) -> Response:
     recognition = await service.pipeline.recognize(
-        photo, max_faces=writer.options.max_faces, min_score=writer.options.min_score
+        photo, max_faces=writer.options.max_faces, min_score=writer.options.min_score, room=room
     )
     request.state.log_fields = _log_fields(recognition)
     write = (

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Callable, Iterator
 
-import cv2
-import httpx
-import numpy as np
 import pytest
 
+from service.budgets import ByteBudget, NoRoomError, PixelBudget
+from service.errors import OverloadedError
 from service.expression import ExpressionModel
-from service.faces.detector import FaceDetector, Placement, RawDetections, plan_rounds
+from service.faces.detector import plan_rounds
 from service.pipeline import MAX_LOOKS, Networks
-from service.runtime import SessionSettings, load_model
+from service.runtime import SessionSettings
 from service.settings import Settings
+from tests.service.holding import (
+    JPEG,
+    Crowd,
+    HeldDetector,
+    grey_photo,
+    queued_images,
+    raw_request,
+)
 from tests.service.serving import (
     PATIENCE_SECONDS,
     RunningServer,
@@ -22,34 +27,6 @@ from tests.service.serving import (
     assert_problem,
     wait_until,
 )
-
-JPEG = {"content-type": "image/jpeg"}
-
-
-class HeldDetector(FaceDetector):
-    """The real detector, which waits at a gate before each run and may be told to break."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(load_model(settings.detector_path, SessionSettings("cpu")))
-        self.gate = threading.Event()
-        self.entered = threading.Semaphore(0)
-        self.brightness: list[list[int]] = []
-        """Of each item of each batch: tells which photos reached the network."""
-        self.breaks = False
-
-    def infer(self, placements: Sequence[Placement]) -> list[RawDetections]:
-        self.brightness.append([int(p.pixels[0, 0, 0]) for p in placements])
-        self.entered.release()
-        assert self.gate.wait(PATIENCE_SECONDS)
-        if self.breaks:
-            raise ZeroDivisionError("secret")
-        return super().infer(placements)
-
-    def warm_up(self) -> None:
-        """A gate that is shut must not keep the server from starting."""
-
-    def wait_until_entered(self) -> None:
-        assert self.entered.acquire(timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -69,42 +46,6 @@ def serve_held(
         return serve(Networks(held, networks.classifier), inference_workers=1, **settings)
 
     return start
-
-
-def grey_photo(brightness: int) -> bytes:
-    _, data = cv2.imencode(".png", np.full((64, 64, 3), brightness, np.uint8))
-    return data.tobytes()
-
-
-def queued_images(server: RunningServer) -> float | None:
-    registry = server.state.metrics.registry
-    return registry.get_sample_value("lan_fer_queued_items", {"network": "detector"})
-
-
-class Crowd:
-    """Clients that post at the same time."""
-
-    def __init__(self, server: RunningServer) -> None:
-        self._pool = ThreadPoolExecutor(32)
-        self._url = server.url
-
-    def post(self, photo: bytes) -> Callable[[], httpx.Response]:
-        future = self._pool.submit(
-            httpx.post,
-            f"{self._url}/predict",
-            content=photo,
-            headers=JPEG,
-            timeout=PATIENCE_SECONDS,
-            trust_env=False,
-        )
-        return lambda: future.result(PATIENCE_SECONDS)
-
-
-def raw_request(server: RunningServer, head: Sequence[str], body: bytes = b"") -> socket.socket:
-    connection = socket.create_connection(server.address, timeout=PATIENCE_SECONDS)
-    lines = ["POST /predict HTTP/1.1", "Host: here", "Content-Type: image/png", *head, "", ""]
-    connection.sendall("\r\n".join(lines).encode() + body)
-    return connection
 
 
 def test_too_many_images_are_refused_before_their_body_is_read(
@@ -176,8 +117,8 @@ def test_work_of_a_client_that_hangs_up_is_dropped(
 def test_client_that_hangs_up_in_its_body_leaves_nothing_behind(serve: Serve) -> None:
     server = serve(max_in_flight_images=1)
     with raw_request(server, ["Content-Length: 1000"], b"x" * 10):
-        wait_until(lambda: server.state.lifecycle.in_flight == 1)
-    wait_until(lambda: server.state.lifecycle.in_flight == 0)
+        wait_until(lambda: server.state.bodies.held == 10)
+    wait_until(lambda: server.state.bodies.held == 0)
 
 
 def test_network_that_breaks_fails_its_batch_alone(
@@ -251,3 +192,155 @@ def test_every_look_of_every_admitted_image_fits_the_queue() -> None:
     sides = (1, 100, 320, 640, 641, 1280, 1281, 8000)
     looks = [len(turn.looks) for h in sides for w in sides for turn in plan_rounds(h, w)]
     assert max(looks) <= MAX_LOOKS
+
+
+# --- what a client asks for ---------------------------------------------------------------------
+
+
+def test_client_may_ask_for_less_than_the_deadline(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    server = serve_held()
+    crowd = Crowd(server)
+    first = crowd.post(grey_photo(10))
+    held.wait_until_entered()
+    hurried = crowd.post(grey_photo(20), **{"X-Request-Timeout-Ms": "50"})
+    assert "50 ms" in assert_problem(hurried(), 504, "deadline-exceeded")
+    held.gate.set()
+    assert first().status_code == 200
+    assert crowd.post(grey_photo(30))().status_code == 200
+    assert [20] not in held.brightness
+
+
+def test_client_may_not_ask_for_more_than_the_deadline(
+    serve_held: Callable[..., RunningServer],
+) -> None:
+    patient = Crowd(serve_held(deadline_ms=100)).post(
+        grey_photo(10), **{"X-Request-Timeout-Ms": "99999999999999"}
+    )
+    assert "100 ms" in assert_problem(patient(), 504, "deadline-exceeded")
+
+
+@pytest.mark.parametrize("wrong", ["0", "-5", "soon", "1.5", "nan", ""])
+def test_wrong_deadline_is_refused(server: RunningServer, wrong: str) -> None:
+    with server.client() as client:
+        response = client.post(
+            "/predict", content=b"x", headers={**JPEG, "X-Request-Timeout-Ms": wrong}
+        )
+    assert "X-Request-Timeout-Ms" in assert_problem(response, 422, "invalid-option")
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_photos_wait_until_their_pixels_fit(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    server = serve_held(max_in_flight_pixels=64 * 64)
+    crowd = Crowd(server)
+    answers = [crowd.post(grey_photo(brightness)) for brightness in (10, 20, 30)]
+    wait_until(lambda: server.state.lifecycle.in_flight == 3)
+    held.wait_until_entered()
+    assert server.state.pixels.used == 64 * 64
+    held.gate.set()
+    assert [answer().status_code for answer in answers] == [200] * 3
+    # One at a time: never two in one batch.
+    assert all(len(set(batch)) == 1 for batch in held.brightness)
+    assert server.state.pixels.used == 0
+
+
+def test_photo_that_waits_for_room_keeps_its_deadline(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    server = serve_held(max_in_flight_pixels=64 * 64)
+    crowd = Crowd(server)
+    first = crowd.post(grey_photo(10))
+    held.wait_until_entered()
+    late = crowd.post(grey_photo(20), **{"X-Request-Timeout-Ms": "50"})
+    assert_problem(late(), 504, "deadline-exceeded")
+    held.gate.set()
+    assert first().status_code == 200
+    assert crowd.post(grey_photo(30))().status_code == 200
+    assert [20] not in held.brightness
+    assert server.state.pixels.used == 0
+
+
+def test_photo_larger_than_the_budget_is_read_alone(serve: Serve) -> None:
+    with serve(max_in_flight_pixels=4096).client() as client:
+        response = client.post("/predict", content=grey_photo(10, side=100), headers=JPEG)
+        assert response.status_code == 200
+
+
+def test_bodies_that_do_not_fit_into_memory_are_refused(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    photo = grey_photo(10)
+    server = serve_held(max_in_flight_bytes=1024 + len(photo))
+    first = Crowd(server).post(photo)
+    held.wait_until_entered()
+    with server.client() as client:
+        response = client.post("/predict", content=b"x" * 2000, headers=JPEG)
+        assert "bytes" in assert_problem(response, 429, "overloaded")
+        assert response.headers["retry-after"] == "1"
+        held.gate.set()
+        assert first().status_code == 200
+        assert client.post("/predict", content=b"x" * 2000, headers=JPEG).status_code == 415
+    assert server.state.bodies.held == 0
+
+
+def test_who_sends_slowly_holds_no_permit(serve: Serve) -> None:
+    server = serve(max_in_flight_images=1)
+    slow = [raw_request(server, ["Content-Length: 1000"], b"x") for _ in range(5)]
+    wait_until(lambda: server.state.bodies.held == len(slow))
+    with server.client() as client:
+        assert client.post("/predict", content=grey_photo(9), headers=JPEG).status_code == 200
+    for connection in slow:
+        connection.close()
+
+
+def test_unsent_replies_count_as_bytes() -> None:
+    budget = ByteBudget(100)
+    unsent = 60
+    budget.count_replies(lambda: unsent)
+    with budget.hold() as take:
+        take(40)
+        with pytest.raises(OverloadedError):
+            take(1)
+        unsent = 0
+        take(200)  # alone it may be larger
+    assert budget.held == 0
+
+
+def test_pixels_are_given_in_the_order_they_were_asked_for() -> None:
+    async def scenario() -> list[str]:
+        budget, order = PixelBudget(10), list[str]()
+
+        async def photo(name: str, pixels: int) -> None:
+            with budget.room() as room:
+                await room.wait_for(pixels)
+                order.append(name)
+                await asyncio.sleep(0)
+
+        with budget.room() as first:
+            first.require(8)
+            large = asyncio.create_task(photo("large", 9))
+            await asyncio.sleep(0)
+            small = asyncio.create_task(photo("small", 1))
+            gone = asyncio.create_task(photo("gone", 1))
+            await asyncio.sleep(0)
+            gone.cancel()
+            assert order == []
+        await asyncio.gather(large, small, gone, return_exceptions=True)
+        assert budget.used == 0
+        return order
+
+    assert asyncio.run(scenario()) == ["large", "small"]
+
+
+def test_photo_that_is_no_longer_wanted_gets_no_room() -> None:
+    budget = PixelBudget(10)
+    with budget.room() as room:
+        pass
+    with pytest.raises(NoRoomError):
+        room.require(1)
+    assert budget.used == 0

@@ -10,10 +10,20 @@ from pydantic.fields import FieldInfo
 from service.cli import build_parser
 from service.errors import SettingsError
 from service.runtime import SessionSettings
-from service.settings import ENV_PREFIX, Settings, load_settings
+from service.settings import ENV_PREFIX, Settings, available_cpus, load_settings
 
 FIELDS = list(Settings.model_fields.items())
-UNITS = ("_ms", "_seconds", "_bytes", "_pixels", "_images", "_faces", "_threads", "_workers")
+UNITS = (
+    "_ms",
+    "_seconds",
+    "_bytes",
+    "_pixels",
+    "_images",
+    "_faces",
+    "_threads",
+    "_workers",
+    "_connections",
+)
 
 
 def test_defaults_are_safe() -> None:
@@ -109,3 +119,27 @@ def test_flags_become_settings() -> None:
     del given["command"]
     settings = load_settings(**given)
     assert (settings.port, settings.model_path) == (0, Path("other.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu.max": "9900000 100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu.max": "nonsense"}, 4),
+        ({}, 4),
+    ],
+)
+def test_cores_are_no_more_than_the_quota_of_cpu_time(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    assert available_cpus(tmp_path) == cores

@@ -1,0 +1,346 @@
+"""One client's connection: uvicorn's HTTP protocol with the limits that it lacks.
+
+A connection is either waiting for its client (between requests, in a head, in a body) or its client
+is waiting for it. `check`, called several times a second, ends what has waited too long. A
+connection never ends so that bytes still under way destroy a reply: it says that it sends no more,
+takes what comes for a moment, and only then closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from service.errors import (
+    HeadersTooLargeError,
+    MalformedRequestError,
+    ProblemError,
+    SlowRequestError,
+    UnavailableError,
+)
+from service.metrics import Metrics
+from service.problems import MEDIA_TYPE, problem_of
+from service.settings import Settings
+
+# Heads a little over the setting's limit are answered by the app, with a line in its log.
+HEAD_SLACK_BYTES = 64 * 1024
+# Of a body's framing: a body in chunks of a few bytes costs more work than it carries.
+MAX_FRAMING_BYTES = 1024 * 1024
+MAX_PIPELINED = 16
+# How long a connection takes bytes after it has said that it sends no more.
+LINGER_SECONDS = 0.5
+# How long an idle connection is kept for one more request once the service stops.
+LAST_CALL_SECONDS = 0.5
+# An unfinished request this old makes way for a new connection when there are too many.
+MAKES_WAY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """See the settings of the same names."""
+
+    max_connections: int
+    idle_seconds: float
+    head_seconds: float
+    stall_seconds: float
+    max_head_bytes: int
+    max_body_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> ConnectionLimits:
+        """The settings' limits."""
+        return cls(
+            max_connections=settings.max_connections,
+            idle_seconds=settings.idle_timeout_ms / 1000,
+            head_seconds=settings.header_timeout_ms / 1000,
+            stall_seconds=settings.stall_timeout_ms / 1000,
+            max_head_bytes=settings.max_header_bytes + HEAD_SLACK_BYTES,
+            max_body_bytes=settings.max_body_bytes,
+        )
+
+
+class Config(uvicorn.Config):
+    """uvicorn's configuration, with what `Connection` needs."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
+        )
+        self.limits = ConnectionLimits.of(settings)
+        self.metrics = metrics
+
+
+class _PoliteTransport(asyncio.Transport):
+    """What a request's cycle writes its reply to; closing it closes the connection politely."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        super().__init__()
+        self._transport = transport
+        self._close = close
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._close()
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, with limits on time, bytes and number, and problems for bad HTTP."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = config.limits
+        self._refusals = config.metrics.refusals
+        self._leaving = False
+        self._draining = False
+        self._in_head = False
+        self._message_complete = True
+        self._bytes_beside_body = 0
+        self._body_bytes = 0
+        self._broken: ProblemError | None = None
+        self._unsent = 0
+        self._moved_at = self.loop.time()
+        # While it waits for its client: since when, until when, and what happens then.
+        self._waiting_since: float | None = None
+        self._deadline: float | None = None
+        self._on_late: Callable[[], None] = self.leave
+
+    # --- what the server asks ---------------------------------------------------------------
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of replies that the client has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    def check(self, now: float) -> None:
+        """End the connection where its client has been too slow; `now` is the loop's time."""
+        unsent = self.unsent_bytes
+        if unsent == 0 or unsent < self._unsent:
+            self._moved_at = now
+        self._unsent = unsent
+        if now - self._moved_at > self._limits.stall_seconds:
+            self._refusals.labels("slow-reader").inc()
+            self.transport.abort()
+        elif self._deadline is not None and now >= self._deadline:
+            self._deadline = None
+            self._on_late()
+
+    def shutdown(self) -> None:
+        """The server stops: whoever has a request under way gets an answer, then it is over."""
+        self._draining = True
+        if self._busy:
+            self.cycle.keep_alive = False
+        elif not self._in_head and not self._leaving:
+            self._wait(LAST_CALL_SECONDS, self.leave)
+
+    def leave(self) -> None:
+        """Send no more, take what is still under way for a moment, then close."""
+        if self.transport.is_closing() or self._leaving:
+            return
+        self._leaving = True
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._wait(LINGER_SECONDS, self._close)
+
+    # --- asyncio's events -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._wait(self._limits.idle_seconds, self.leave)
+        self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended, from either side."""
+        self._deadline = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self._leaving or self._broken is not None:
+            return
+        self._bytes_beside_body += len(data)
+        super().data_received(data)
+        if self._bytes_beside_body > self._limits.max_head_bytes and self._in_head:
+            self._refuse(HeadersTooLargeError("The headers do not end."))
+        elif self._bytes_beside_body > MAX_FRAMING_BYTES:
+            self._refuse(MalformedRequestError("The body comes in chunks that are too small."))
+
+    # --- the parser's events ----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request line begins."""
+        self._bytes_beside_body = 0
+        self._body_bytes = 0
+        self._in_head = True
+        self._message_complete = False
+        super().on_message_begin()
+        self._wait(self._limits.head_seconds, self._late_head)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the app begins to work, or it waits for earlier requests."""
+        self._in_head = False
+        # The app minds how long a body takes; what is not read by then is discarded below.
+        self._waiting_since, self._deadline = self.loop.time(), None
+        super().on_headers_complete()
+        self.cycle.transport = _PoliteTransport(self.transport, self.leave)
+        if self._draining or self.expect_100_continue:
+            # A client that waits for "100 Continue" may send its body after a refusal, or not.
+            self.cycle.keep_alive = False
+        if len(self.pipeline) > MAX_PIPELINED:
+            raise MalformedRequestError("Too many requests were sent before their answers.")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._bytes_beside_body -= len(body)
+        self._body_bytes += len(body)
+        if self.cycle.response_complete and self._body_bytes > self._limits.max_body_bytes:
+            self.leave()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there as a whole."""
+        self._message_complete = True
+        self._waiting_since = None
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._wait(self._limits.idle_seconds, self.leave)
+
+    def on_response_complete(self) -> None:
+        """The reply has been written, though it need not have been sent."""
+        if self._leaving:
+            return
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+        if self._busy or self._in_head or self.transport.is_closing():
+            return
+        if self._message_complete:
+            self._wait(self._limits.idle_seconds, self.leave)
+        else:
+            self._wait(self._limits.stall_seconds, self.leave)
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for bytes that are no HTTP request."""
+        self._refuse(MalformedRequestError(msg))
+
+    # --- within -----------------------------------------------------------------------------
+
+    @property
+    def _busy(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    @property
+    def _awaits_reply(self) -> bool:
+        """Whether a reply written now would be taken for the one to what came last."""
+        if self._message_complete or self._in_head:
+            return not self._busy
+        return not (self.cycle.response_started or self.pipeline)
+
+    def _wait(self, seconds: float, on_late: Callable[[], None]) -> None:
+        """Wait for the client, until `on_late` is called."""
+        self._waiting_since = self.loop.time()
+        self._deadline = self._waiting_since + seconds
+        self._on_late = on_late
+
+    def _late_head(self) -> None:
+        if self._busy:  # this head is behind a request that is being answered
+            self._wait(self._limits.head_seconds, self._late_head)
+            return
+        self._refuse(SlowRequestError("The request's headers did not arrive in time."))
+
+    def _close(self) -> None:
+        self.transport.close()
+
+    def _refuse(self, error: ProblemError) -> None:
+        """Answer in the app's place and end the connection."""
+        if self._leaving or self.transport.is_closing():
+            return
+        self._refusals.labels(error.slug).inc()
+        if self._busy and self._message_complete:
+            # The fault comes after a request that is whole: that one gets its answer first.
+            self._broken = error
+            self.cycle.keep_alive = False
+            return
+        if self._busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self._awaits_reply:
+            self.transport.write(_reply(error))
+        self.leave()
+
+    def _make_room(self) -> None:
+        """Hold the number of connections: the one that has waited longest for its client goes."""
+        others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
+        staying = [c for c in others if not c._leaving]
+        if len(staying) < self._limits.max_connections:
+            return
+        if len(others) >= 2 * self._limits.max_connections:
+            self.transport.abort()
+            return
+        now = self.loop.time()
+        waiting = [c for c in staying if c._can_go(now)]
+        if waiting:
+            min(waiting, key=lambda c: c._waiting_since or now)._make_way()
+            return
+        self._refuse(UnavailableError("There are too many connections."))
+
+    def _can_go(self, now: float) -> bool:
+        if self._waiting_since is None or self.pipeline:
+            return False
+        idle = self._message_complete and not self._busy
+        return idle or now - self._waiting_since > MAKES_WAY_SECONDS
+
+    def _make_way(self) -> None:
+        if self._message_complete:
+            self.leave()
+        else:
+            self._refuse(SlowRequestError("The request came too slowly while others waited."))
+
+
+def _reply(error: ProblemError) -> bytes:
+    request_id = uuid.uuid4().hex
+    body = problem_of(error, request_id).model_dump_json(exclude_none=True).encode()
+    headers = {
+        "content-type": MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        "connection": "close",
+        "x-request-id": request_id,
+        **error.headers,
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
