@@ -150,12 +150,15 @@ def _targets(config: TrainingConfig) -> list[str]:
 
 
 def _freezing(config: TrainingConfig) -> str:
-    if not config.freeze_before:
+    spans = []
+    if config.freeze_epochs:
+        spans.append(f"for the first {config.freeze_epochs} epochs")
+    if config.freeze_from:
+        spans.append(f"after epoch {config.freeze_from}")
+    if not config.freeze_before or not spans:
         return ""
-    return (
-        f"; the backbone's layers before `{config.freeze_before}` were frozen for the first "
-        f"{config.freeze_epochs} epochs"
-    )
+    layers = f"the backbone's layers before `{config.freeze_before}`"
+    return f"; {layers} were frozen {' and '.join(spans)}"
 
 
 def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:

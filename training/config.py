@@ -43,6 +43,8 @@ class TrainingConfig:
     freeze_before: str = ""
     """Backbone stage before which all is frozen for the first `freeze_epochs` (MobileFaceNet)."""
     freeze_epochs: int = 0
+    freeze_from: int = 0
+    """Epochs after which they are frozen for good, which halves an epoch's cost; 0: never."""
     share_slopes_epochs: float = 0.0
     """PReLU slopes approach their layer's mean over this many epochs and stay there: the exported
     network has LeakyReLUs, which ONNX Runtime fuses; 0 leaves a slope per channel."""

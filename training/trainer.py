@@ -207,7 +207,8 @@ class Trainer:
 
     def _set_mode(self) -> None:
         self.network.train().requires_grad_(True)
-        if self.epoch < self.config.freeze_epochs:
+        late = self.config.freeze_from and self.epoch >= self.config.freeze_from
+        if self.epoch < self.config.freeze_epochs or late:
             for module in frozen_stages(self.network, self.config.freeze_before):
                 module.requires_grad_(False).eval()
         if self.config.share_slopes_epochs:

@@ -200,6 +200,25 @@ def test_frozen_stages_do_not_change_until_they_thaw(
     assert changed_stages(trainer.network, before) == everything
 
 
+def test_late_frozen_stages_do_not_change_any_more(
+    large_crops: CropDataset, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        CONFIG, epochs=2, batch_size=4, freeze_before="dconv_45", freeze_from=1, warmup_epochs=0
+    )
+    torch.manual_seed(0)
+    network = Lan(load_backbone("mobilefacenet", None), 3)
+    trainer = Trainer(network, config, tmp_path / "run", {})
+    before = {name: v.clone() for name, v in network.backbone.state_dict().items()}
+    trainer.fit(large_crops, None, until=1)
+    everything = {name.split(".")[0].split("_conv_")[0] for name in before}
+    assert changed_stages(trainer.network, before) == everything
+    between = {name: v.clone() for name, v in trainer.network.backbone.state_dict().items()}
+    trainer.fit(large_crops, None)
+    late = {"dconv_45", "res_5_block0", "res_5_block1", "conv_6sep"}
+    assert changed_stages(trainer.network, between) == late
+
+
 def test_only_known_stages_can_be_frozen() -> None:
     network = Lan(load_backbone("mobilefacenet", None), 3)
     assert frozen_stages(network, "") == []
