@@ -80,10 +80,10 @@ def test_exception_is_logged_on_one_line_with_the_request_id(
 ) -> None:
     configure_logging("info", "json" if style == "json" else "plain")
 
-    def break_down(*_: object) -> None:
+    def break_down(*_: object, **__: object) -> None:
         raise KeyError("the reason")
 
-    monkeypatch.setattr("service.routes.predict._check_options", break_down)
+    monkeypatch.setattr("service.routes.predict.check_options", break_down)
     response = client.post("/predict", content=portrait_jpeg, headers=JPEG)
     error, access = lines.wait_for(2)
     assert "the reason" in error
