@@ -22,5 +22,5 @@ lock() { # lock NAME [OPTION...]
 lock serve --extra cpu --upgrade
 lock traces --extra cpu --extra otel --upgrade --constraint requirements/serve.txt
 lock gpu --extra gpu --upgrade --constraint requirements/serve.txt
-lock dev --extra cpu --extra otel --extra training --extra dev --upgrade \
+lock dev --extra cpu --extra otel --extra cli --extra bulk --extra training --extra dev --upgrade \
     --constraint requirements/serve.txt --constraint requirements/torch.in
