@@ -202,8 +202,10 @@ class Trainer:
         """`epochs` gone when the step began; slopes are never learnt where they are shared."""
         if span := self.config.share_slopes_epochs:
             before, after = epochs / span, (epochs + 1 / self._steps) / span
-            for network in (self.network, self.average):
-                share_slopes(network, before, after)
+            share_slopes(self.network, before, after)
+            if before < 1 <= after:
+                # Weights averaged until now were learnt beside other slopes.
+                self.average.load_state_dict(self.network.state_dict())
 
     def _set_mode(self) -> None:
         self.network.train().requires_grad_(True)
