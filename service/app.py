@@ -19,7 +19,7 @@ from service.middleware import EdgeMiddleware
 from service.openapi import install_openapi
 from service.pipeline import load_networks
 from service.problems import install_handlers
-from service.routes import docs, health, model, page, predict
+from service.routes import docs, health, model, page, predict, v2
 from service.routes.access import include_guarded
 from service.security_headers import SecurityHeadersMiddleware
 from service.settings import Settings
@@ -88,9 +88,12 @@ def _add_middleware(app: FastAPI, settings: Settings, service: ServiceState) -> 
 
 def _include_routers(app: FastAPI, settings: Settings) -> None:
     include_guarded(app, predict.router, counted=True)
+    include_guarded(app, v2.router, counted=True)
     include_guarded(app, model.router)
+    include_guarded(app, v2.metadata_router)
     for router, guarded in (
         (health.router, settings.health_needs_key),
+        (v2.health_router, settings.health_needs_key),
         (health.metrics_router, settings.metrics_needs_key),
     ):
         if guarded:

@@ -54,6 +54,9 @@ def problem_response(
 
 def _response(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
     request.state.problem = problem.type.removeprefix(TYPE_PREFIX)
+    if request.url.path.startswith("/v2"):
+        # The member in which clients of the Open Inference Protocol look for the reason.
+        problem = problem.model_copy(update={"error": problem.detail})
     body = problem.model_dump_json(exclude_none=True)
     return Response(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
 

@@ -263,3 +263,4 @@ class Problem(BaseModel):
     detail: str = Field(description="What went wrong this time.")
     request_id: str
     errors: list[FieldProblem] | None = Field(None, description="Each option that is not valid.")
+    error: str | None = Field(None, description="Under /v2: the detail once more.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pybase64
 from pydantic import ValidationError
@@ -40,26 +41,43 @@ async def read_photo(request: Request, service: ServiceState, take: Callable[[in
     PayloadTooLargeError, SlowRequestError, UnsupportedMediaTypeError and ClientDisconnect.
     """
     settings = service.settings
-    _check_length(request.headers, settings.max_body_bytes)
-    _check_encoding(request.headers)
+    _check_head(request.headers, settings)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     chunks = _limited(request, settings, take)
+    async with _in_time(settings):
+        if kind == "multipart/form-data":
+            return await _from_multipart(request.headers, chunks)
+        if kind == "application/json":
+            body = await _join(chunks)
+        elif kind.startswith("image/"):
+            return await _join(chunks)
+        else:
+            got = f"not {kind[:100]}" if kind else "and there is none"
+            raise UnsupportedMediaTypeError(f"Content-Type must be {ACCEPTED}, {got}.")
+    return await asyncio.get_running_loop().run_in_executor(service.pool, _from_json, body)
+
+
+async def read_body(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
+    """The whole body, of whatever type, under the limits of `read_photo`."""
+    _check_head(request.headers, service.settings)
+    async with _in_time(service.settings):
+        return await _join(_limited(request, service.settings, take))
+
+
+@asynccontextmanager
+async def _in_time(settings: Settings) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(settings.body_timeout_ms / 1000):
-            if kind == "multipart/form-data":
-                return await _from_multipart(request.headers, chunks)
-            if kind == "application/json":
-                body = await _join(chunks)
-            elif kind.startswith("image/"):
-                return await _join(chunks)
-            else:
-                got = f"not {kind[:100]}" if kind else "and there is none"
-                raise UnsupportedMediaTypeError(f"Content-Type must be {ACCEPTED}, {got}.")
+            yield
     except TimeoutError as error:
         raise SlowRequestError(
             f"The body did not arrive within {settings.body_timeout_ms} ms."
         ) from error
-    return await asyncio.get_running_loop().run_in_executor(service.pool, _from_json, body)
+
+
+def _check_head(headers: Headers, settings: Settings) -> None:
+    _check_length(headers, settings.max_body_bytes)
+    _check_encoding(headers)
 
 
 def _check_length(headers: Headers, max_bytes: int) -> None:
@@ -162,6 +180,11 @@ def _from_json(body: bytes) -> bytes:
         text = PredictJson.model_validate_json(body).image
     except ValidationError as error:
         raise _json_error(error) from error
+    return decode_base64(text)
+
+
+def decode_base64(text: str) -> bytes:
+    """The image file in base64 or a data URI. Raises InvalidImageError."""
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):
