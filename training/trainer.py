@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.backbones import MobileFaceNet
 from training.config import TrainingConfig
 from training.crops import Batch, CropDataset, batches, normalise
+from training.distributed import World
 from training.evaluation import Evaluation, evaluate
 from training.lan import Lan, LanOutput
 from training.progress import progress
@@ -104,29 +105,39 @@ class Trainer:
     """One run in one folder: checkpoint and metrics each epoch, resumable."""
 
     def __init__(
-        self, network: Lan, config: TrainingConfig, folder: Path, provenance: dict[str, Any]
+        self,
+        network: Lan,
+        config: TrainingConfig,
+        folder: Path,
+        provenance: dict[str, Any],
+        *,
+        world: World | None = None,
     ) -> None:
         """`provenance` is stored in checkpoints as it is (labels, data, weights digests)."""
-        self.network = network.to(memory_format=torch.channels_last)
+        self.world = world or World()
+        self.world.prepare(network)
+        self.network = network
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.config, self.folder, self.provenance = config, folder, provenance
         self.optimizer = make_optimizer(self.network, config)
         self.epoch, self.best = 0, 0.0
         self._compiled: Any = torch.compile(self.network) if config.compile else self.network
+        self._model: Any = self._compiled
 
     def resume(self) -> bool:
         """Take up the run in the folder, if there is one. Raises TrainingError if it differs."""
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self._require_same_run(state, path)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.epoch, self.best = state["epoch"], state["best"]
-        self._forget_later_metrics()
+        if self.world.first:
+            self._forget_later_metrics()
         return True
 
     def _require_same_run(self, state: dict[str, Any], path: Path) -> None:
@@ -152,6 +163,11 @@ class Trainer:
 
     def fit(self, train: CropDataset, validation: CropDataset | None, *, until: int = 0) -> None:
         """Train up to the configured number of epochs, or to epoch `until` of them."""
+        if not self.world.first:
+            while self.epoch < (until or self.config.epochs):
+                self._train_epoch(train)
+                self.epoch += 1
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with SummaryWriter(str(self.folder)) as board:
             while self.epoch < (until or self.config.epochs):
@@ -165,47 +181,54 @@ class Trainer:
     def _train_epoch(self, train: CropDataset) -> dict[str, float]:
         train.epoch = self.epoch
         self._set_mode()
-        self._steps = steps = max(1, len(train) // self.config.batch_size)
-        sums = torch.zeros(2)
+        steps = max(1, len(train) // self.config.batch_size)
+        sums = torch.zeros(2, device=self.world.device)
         passes = batches(
             train,
             self.config.batch_size,
             shuffle=True,
             balanced=self.config.balanced,
             workers=self.config.workers,
+            share=(self.world.rank, self.world.size),
         )
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         bar = progress(passes, title, steps)
         for step, batch in enumerate(bar):
             done = (self.epoch + step / steps) / self.config.epochs
             loss = self._step(batch, done)
+            self._share_slopes(self.epoch * steps + step, steps)
             sums += torch.stack((loss.classification, loss.guidance)).detach()
             bar.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
-        classification, guidance = (sums / steps).tolist()
+        classification, guidance = self.world.mean(sums / steps).tolist()
         return {"loss": classification, "guidance_loss": guidance}
 
     def _step(self, batch: Batch, done: float) -> Loss:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done)
-        output = self._compiled(normalise(batch.images))
-        loss = lan_loss(output, batch.targets, batch.guidance, self.config.alpha)
+        device, halved = self.world.device, self.config.precision == "bfloat16"
+        images, targets, guidance = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (batch.images, batch.targets, batch.guidance)
+        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=halved):
+            output = self._model(normalise(images))
+            loss = lan_loss(output, targets, guidance, self.config.alpha)
         if not torch.isfinite(loss.total):
             raise TrainingError(f"epoch {self.epoch + 1}: the loss is not finite; lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         update_average(self.average, self.network, self.config.ema_decay)
-        self._share_slopes(done * self.config.epochs)
         return loss
 
-    def _share_slopes(self, epochs: float) -> None:
-        """`epochs` gone when the step began; slopes are never learnt where they are shared."""
-        if span := self.config.share_slopes_epochs:
-            before, after = epochs / span, (epochs + 1 / self._steps) / span
-            share_slopes(self.network, before, after)
-            if before < 1 <= after:
-                # Weights averaged until now were learnt beside other slopes.
-                self.average.load_state_dict(self.network.state_dict())
+    def _share_slopes(self, step: int, steps: int) -> None:
+        """After step `step` of the run, of `steps` an epoch. What is shared is never learnt."""
+        end = round(self.config.share_slopes_epochs * steps)
+        if step < end:
+            share_slopes(self.network, step / end, (step + 1) / end)
+        if step + 1 == end:
+            # Weights averaged until now were learnt beside other slopes.
+            self.average.load_state_dict(self.network.state_dict())
 
     def _set_mode(self) -> None:
         self.network.train().requires_grad_(True)
@@ -216,6 +239,7 @@ class Trainer:
         if self.config.share_slopes_epochs:
             for slope in slopes(self.network):
                 slope.requires_grad_(False)
+        self._model = self.world.wrapped(self._compiled)
 
     def _validate(self, validation: CropDataset) -> Evaluation:
         return evaluate(self.average, validation, self.config.batch_size)
