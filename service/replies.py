@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.drawing import FaceAnnotation, draw_faces
 from service.expression import ExpressionModel
+from service.faces.quality import sharpness
 from service.heatmap import heat_overlay
 from service.imaging import encode_image
 from service.pipeline import ReadFace, Recognition
@@ -34,6 +35,7 @@ from service.schemas import (
 # Decimals: no more than the numbers are worth, and sums that still add up.
 PIXEL_DECIMALS, DEGREE_DECIMALS, MS_DECIMALS = 2, 2, 2
 SCORE_DECIMALS, ATTENTION_DECIMALS, LOGIT_DECIMALS = 4, 4, 6
+SHARPNESS_DECIMALS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ class ReplyWriter:
                 pitch=round(pose.pitch, DEGREE_DECIMALS),
                 roll=round(pose.roll, DEGREE_DECIMALS),
             ),
+            sharpness=round(sharpness(where.crop), SHARPNESS_DECIMALS),
             expression=self._expression(face),
             attention=self._attention(face),
             evidence=self._evidence(face) if self.options.explain == "evidence" else None,

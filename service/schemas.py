@@ -141,6 +141,11 @@ class FaceReply(BaseModel):
     detection_score: Probability
     landmarks: Landmarks
     head_pose: HeadPoseReply
+    sharpness: float = Field(
+        ge=0,
+        description="Detail of the aligned face: variance of its Laplacian over the variance of "
+        "its grey levels. Below 0.002 it is too blurred to rely on.",
+    )
     expression: Expression
     attention: Attention
     evidence: Evidence | None = Field(None, description="With explain=evidence.")
@@ -174,6 +179,7 @@ EXAMPLE_REPLY: JsonDict = {
                 "mouth_right": [243.27, 167.2],
             },
             "head_pose": {"yaw": 2.31, "pitch": -4.02, "roll": 4.76},
+            "sharpness": 0.04123,
             "expression": {
                 "label": "happiness",
                 "confidence": 0.981204,
