@@ -39,7 +39,7 @@ MAX_PIPELINED = 16
 # How long a connection takes bytes after it has said that it sends no more.
 LINGER_SECONDS = 0.5
 # How long an idle connection is kept for one more request once the service stops.
-LAST_CALL_SECONDS = 0.5
+LAST_CALL_SECONDS = 2.0
 # An unfinished request this old makes way for a new connection when there are too many.
 MAKES_WAY_SECONDS = 5.0
 
@@ -289,7 +289,7 @@ class Connection(HttpToolsProtocol):
         if self._leaving or self.transport.is_closing():
             return
         self._refusals.labels(error.slug).inc()
-        if self._busy and self._message_complete:
+        if self._busy and (self._message_complete or self._in_head):
             # The fault comes after a request that is whole: that one gets its answer first.
             self._broken = error
             self.cycle.keep_alive = False
@@ -339,7 +339,7 @@ def _reply(error: ProblemError) -> bytes:
         "cache-control": "no-store",
         "connection": "close",
         "x-request-id": request_id,
-        **error.headers,
+        **{name.lower(): value for name, value in error.headers.items()},
     }
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]

@@ -1,10 +1,9 @@
 """What the first bytes of an image file say, read before any decoder sees them.
 
-Pillow takes the size of a JPEG, PNG or BMP from its header alone. For three formats opening is
-already work: WebP allocates its canvas, GIF may fill one, and counting the frames of a GIF or TIFF
-costs time that a crafted file chooses. Those three are read here, so that a limit on pixels can be
-held before Pillow is called; PNG too, so that an oversized header is called that even where
-nothing follows it.
+Opening a file is already work of an amount that a crafted file chooses: WebP allocates its canvas,
+GIF may fill one, frames are counted, comments joined, and the entries of a TIFF directory (Exif is
+one too) may all name the same megabytes. So the structure is walked here first, at a bounded cost,
+and what could cost more than an honest file is refused before Pillow or OpenCV is called.
 """
 
 from __future__ import annotations
@@ -14,6 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_COUNTED_FRAMES = 10_000
+# More than any honest file of the size limit has; each costs its decoder a step in Python.
+MAX_GIF_BLOCKS = 300_000
+MAX_JPEG_SEGMENTS = 10_000
+MAX_JPEG_JUNK_BYTES = 4096
+MAX_PNG_CHUNKS = 50_000
+MAX_TIFF_STRIPS = 70_000
+# Decoders join a GIF's comments block by block, in time that grows with the square.
+MAX_GIF_COMMENT_BYTES = 256 * 1024
+# A progressive JPEG is decoded once for each scan; encoders make about ten.
+MAX_JPEG_SCANS = 100
+# Run-length encoded BMPs are decoded in Python.
+MAX_BMP_RLE_BYTES = 1024 * 1024
+# By how much the entries of a directory may share the bytes they name.
+MAX_DIRECTORY_OVERLAP_BYTES = 64 * 1024
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -29,6 +42,14 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 0x21, 0x2C, 0x3B
 _GIF_COMMENT, _GIF_APPLICATION = 0xFE, 0xFF
+_JPEG_SCAN, _JPEG_APP1, _JPEG_APP2 = 0xDA, 0xE1, 0xE2
+_JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))  # without a length
+_EXIF, _MPF = b"Exif\0\0", b"MPF\0"
+_BMP_RLE = (1, 2)
+_TIFF_STRIP_TAGS = (273, 279, 324, 325)  # offsets and lengths of strips and of tiles
+_TIFF_TYPE_BYTES = dict(zip(range(1, 14), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), strict=True))
+_TIFF_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
+_MAX_DIRECTORY_ENTRIES = 65_535
 
 
 @dataclass(frozen=True)
@@ -55,15 +76,22 @@ def sniff_format(data: bytes) -> str | None:
 def read_header(data: bytes, image_format: str) -> ImageHeader:
     """Read what must be known of ``data`` before Pillow opens it.
 
-    Raises ValueError, IndexError or struct.error where the header is cut or contradicts itself.
+    Raises ValueError, IndexError or struct.error where the header is cut, contradicts itself, or
+    announces more work than an honest file needs.
     """
+    if image_format == "JPEG":
+        _check_jpeg(data)
+    if image_format == "BMP":
+        _check_bmp(data)
     if image_format == "GIF":
         return _gif_header(data)
     if image_format == "WEBP":
         return _webp_header(data)
     if image_format == "PNG" and data[12:16] == b"IHDR":
+        _check_png_chunks(data)
         return ImageHeader(*struct.unpack_from(">II", data, 16))
     if image_format == "TIFF":
+        check_directory(data)
         return ImageHeader(frames=sum(1 for _ in _tiff_directories(data)))
     return ImageHeader()
 
@@ -86,23 +114,23 @@ def _webp_header(data: bytes) -> ImageHeader:
 def _gif_header(data: bytes) -> ImageHeader:
     """The canvas of the first frame, which may reach over the screen, and the number of frames."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + _gif_table_bytes(flags)
+    blocks = _GifBlocks(data, 13 + _gif_table_bytes(flags))
     frames = 0
-    while position < len(data) and frames < MAX_COUNTED_FRAMES:
-        block = data[position]
+    while blocks.position < len(data) and frames < MAX_COUNTED_FRAMES:
+        block, position = data[blocks.position], blocks.position
         if block == _GIF_TRAILER:
             break
         if block == _GIF_EXTENSION:
-            position = _skip_gif_extension(data, position)
+            blocks.skip_extension()
         elif block == _GIF_IMAGE and position + 10 <= len(data):
             left, top, columns, rows, flags = struct.unpack_from("<HHHHB", data, position + 1)
             if frames == 0:
                 width, height = max(width, left + columns), max(height, top + rows)
             frames += 1
             # 10 bytes of descriptor, a colour table, one byte of LZW code size, the sub-blocks
-            position = _skip_gif_blocks(data, position + 11 + _gif_table_bytes(flags))
+            blocks.skip_to_end_of(position + 11 + _gif_table_bytes(flags))
         else:
-            position += 1  # decoders step over stray bytes between blocks
+            blocks.skip_to(position + 1)  # decoders step over stray bytes between blocks
     return ImageHeader(width, height, max(1, frames))
 
 
@@ -110,26 +138,126 @@ def _gif_table_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _skip_gif_extension(data: bytes, position: int) -> int:
-    """The position after an extension that starts at ``position``.
+class _GifBlocks:
+    """A place in a GIF file, moved over blocks; raises ValueError where there are too many."""
 
-    Pillow loses its place after the two kinds of empty extension refused here, and would then find
-    another first frame, of another size, than this reader.
+    def __init__(self, data: bytes, position: int) -> None:
+        self._data = data
+        self._steps = 0
+        self._comment_bytes = 0
+        self.position = position
+
+    def skip_to(self, position: int) -> None:
+        self._steps += 1
+        if self._steps > MAX_GIF_BLOCKS:
+            raise ValueError("too many GIF blocks")
+        self.position = position
+
+    def skip_to_end_of(self, position: int) -> None:
+        """Move behind the sub-blocks that begin at `position`."""
+        self.skip_to(position)
+        while self.position < len(self._data) and self._data[self.position]:
+            self.skip_to(self.position + self._data[self.position] + 1)
+        self.skip_to(self.position + 1)
+
+    def skip_extension(self) -> None:
+        """Move behind the extension that begins here.
+
+        Pillow loses its place after the two kinds of empty extension refused here, and would then
+        find another first frame, of another size, than this reader.
+        """
+        data, first = self._data, self.position + 2
+        label = data[self.position + 1]
+        if label != _GIF_COMMENT and data[first] == 0:
+            raise ValueError("empty GIF extension")
+        if label == _GIF_APPLICATION and data.startswith(b"NETSCAPE2.0", first + 1):
+            after_name = first + 1 + data[first]
+            if data[after_name] == 0:
+                raise ValueError("empty GIF application extension")
+        self.skip_to_end_of(first)
+        if label == _GIF_COMMENT:
+            self._comment_bytes += self.position - first
+            if self._comment_bytes > MAX_GIF_COMMENT_BYTES:
+                raise ValueError("too long GIF comments")
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Walk the segments before the first scan as Pillow does. Raises ValueError."""
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise ValueError("too many JPEG scans")
+    exif = b""
+    for marker, segment in _jpeg_segments(data):
+        if marker == _JPEG_APP1 and segment.startswith(_EXIF):
+            exif += segment[len(_EXIF) :]
+        if marker == _JPEG_APP2 and segment.startswith(_MPF):
+            check_directory(segment[len(_MPF) :])
+    check_directory(exif)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Markers with their segments up to the first scan; ValueError where there are too many."""
+    position = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = data.find(0xFF, position, position + MAX_JPEG_JUNK_BYTES)
+        if found < 0 and position + MAX_JPEG_JUNK_BYTES < len(data):
+            raise ValueError("too much between JPEG segments")
+        marker = data[found + 1] if 0 <= found < len(data) - 1 else _JPEG_SCAN
+        if marker == _JPEG_SCAN:
+            return
+        if marker == 0xFF:  # padding
+            position = found + 1
+        elif marker in _JPEG_BARE:
+            position = found + 2
+        else:
+            (length,) = struct.unpack_from(">H", data, found + 2)
+            yield marker, data[found + 4 : found + 2 + length]
+            position = found + 2 + length
+    raise ValueError("too many JPEG segments")
+
+
+def _check_png_chunks(data: bytes) -> None:
+    position = 8
+    for _ in range(MAX_PNG_CHUNKS):
+        if position + 8 > len(data):
+            return
+        (length,) = struct.unpack_from(">I", data, position)
+        position += 12 + length
+    raise ValueError("too many PNG chunks")
+
+
+def _check_bmp(data: bytes) -> None:
+    (header_bytes,) = struct.unpack_from("<I", data, 14)
+    if header_bytes >= 40 and data[30] in _BMP_RLE and len(data) > MAX_BMP_RLE_BYTES:
+        raise ValueError("too long run-length encoding")
+
+
+def check_directory(data: bytes) -> None:
+    """Hold the first directory of a TIFF file, or of Exif data, to the bytes that there are.
+
+    Pillow keeps a copy of what each entry names, and a list of a TIFF's strips. Raises ValueError.
+    Data that is no TIFF structure, or is cut, is left to Pillow.
     """
-    label, first = data[position + 1], position + 2
-    if label != _GIF_COMMENT and data[first] == 0:
-        raise ValueError("empty GIF extension")
-    if label == _GIF_APPLICATION and data.startswith(b"NETSCAPE2.0", first + 1):
-        after_name = first + 1 + data[first]
-        if data[after_name] == 0:
-            raise ValueError("empty GIF application extension")
-    return _skip_gif_blocks(data, first)
-
-
-def _skip_gif_blocks(data: bytes, position: int) -> int:
-    while position < len(data) and data[position]:
-        position += data[position] + 1
-    return position + 1
+    if len(data) < 8 or data[:2] not in (b"II", b"MM"):
+        return
+    order = "<" if data.startswith(b"II") else ">"
+    big = data[2] == ord("+")  # as Pillow tells
+    try:
+        (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
+    except struct.error:
+        return
+    entry = struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
+    first = offset + (8 if big else 2)
+    whole = min(entries, max(0, len(data) - first) // entry.size, _MAX_DIRECTORY_ENTRIES + 1)
+    if whole > _MAX_DIRECTORY_ENTRIES:
+        raise ValueError("too many TIFF entries")
+    named = 0
+    for tag, kind, count in entry.iter_unpack(data[first : first + whole * entry.size]):
+        named += count * _TIFF_TYPE_BYTES.get(kind, 0)
+        if tag in _TIFF_STRIP_TAGS and count > MAX_TIFF_STRIPS:
+            raise ValueError("too many TIFF strips")
+    if named > 2 * len(data) + MAX_DIRECTORY_OVERLAP_BYTES:
+        raise ValueError("TIFF entries that name more bytes than there are")
 
 
 def _tiff_directories(data: bytes) -> Iterator[int]:

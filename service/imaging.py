@@ -11,6 +11,7 @@ an untrusted profile to another C parser.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from service.errors import (
     EmptyBodyError,
@@ -29,11 +30,13 @@ from service.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
-from service.image_headers import read_header, sniff_format
+from service.image_headers import check_directory, read_header, sniff_format
 
 # Pillow's own guard is one number for the process, and warns on standard error well below it. The
 # caller's limit replaces it: it is checked before Pillow may allocate.
 Image.MAX_IMAGE_PIXELS = None
+# Of compressed text in a PNG, all of it together; Pillow's own limit is 64 MB.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
 _STRIP_PIXELS = 1 << 20
 _JPEG_QUALITY = 90
@@ -240,6 +243,8 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]
         inverted = _is_white_zero(image)
         return lambda strip: _grey_to_8_bit(np.asarray(strip), white=white, inverted=inverted)
     if image.has_transparency_data:
+    A JPEG comes out reduced, its sides rounded up.
+
         return _over_white
     return lambda strip: np.asarray(strip.convert("RGB"))
 
@@ -307,3 +312,14 @@ def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     if orientation in flips:
         cv2.flip(pixels, flips[orientation], dst=pixels)
     return pixels
+        check_directory(_exif_bytes(image))
+def _exif_bytes(image: Image.Image) -> bytes:
+    """What Pillow would read as Exif data, of a JPEG, PNG or WebP."""
+    if "exif" in image.info:
+        exif: bytes = image.info["exif"]
+    else:
+        profile: str = image.info.get("Raw profile type exif", "")
+        exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+    return re.sub(b"^(Exif\0\0){1,2}", b"", exif)
+
+

@@ -276,23 +276,24 @@ class FaceDetector:
 
     canvas_sizes = CANVAS_SIZES
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, source: str = "detector") -> None:
         """Raises ModelContractError where the network is not a RetinaFace of this layout."""
         inputs = [i.name for i in model.session.get_inputs()]
         outputs = [o.name for o in model.session.get_outputs()]
         if inputs != ["input"] or outputs != ["loc", "conf", "landmarks"]:
             raise ModelContractError(
-                "detector: expected input 'input' and outputs 'loc', 'conf', 'landmarks' "
+                f"{source}: expected input 'input' and outputs 'loc', 'conf', 'landmarks' "
                 f"(RetinaFace); the file has {inputs} and {outputs}"
             )
         self._session = model.session
         self.sha256 = model.sha256
         self.providers = model.providers
+        self._require_sound_outputs(source)
 
     @classmethod
     def load(cls, path: Path, settings: SessionSettings) -> FaceDetector:
         """Raises ModelFileError, ModelContractError or ProviderUnavailableError."""
-        return cls(load_model(path, settings))
+        return cls(load_model(path, settings), str(path))
 
     def rounds(self, height: int, width: int) -> tuple[Round, ...]:
         """See `plan_rounds`."""
@@ -344,6 +345,23 @@ class FaceDetector:
                 raws = [self.infer([placement])[0] for placement in placements]
                 faces = self.finish(raws, placements, earlier=faces, min_score=min_score)
         return faces
+
+    def _require_sound_outputs(self, source: str) -> None:
+        """One run on the smallest canvas: shapes as promised, every number finite."""
+        canvas = min(CANVAS_SIZES)
+        expected = [(len(anchors(canvas)), values) for values in (4, 2, 10)]
+        try:
+            outputs = self._session.run(None, {"input": np.zeros((1, 3, *canvas), np.float32)})
+        except Exception as error:  # ORT's exception classes share no public base
+            reason = str(error).splitlines()[0]
+            raise ModelContractError(f"{source}: cannot run on its input ({reason})") from error
+        shapes = [values.shape[1:] for values in outputs]
+        if shapes != expected:
+            raise ModelContractError(
+                f"{source}: outputs have shapes {shapes} an image, expected {expected}"
+            )
+        if not all(np.isfinite(values).all() for values in outputs):
+            raise ModelContractError(f"{source}: outputs hold NaN or infinite numbers")
 
     def warm_up(self) -> None:
         """Run every canvas size once, so that no request pays for a first time."""

@@ -74,9 +74,19 @@ class Crowd:
         return lambda: future.result(PATIENCE_SECONDS)
 
 
-def raw_request(server: RunningServer, head: Sequence[str], body: bytes = b"") -> socket.socket:
+def raw_request(
+    server: RunningServer,
+    head: Sequence[str],
+    body: bytes = b"",
+    *,
+    receive_bytes: int | None = None,
+) -> socket.socket:
     """A connection on which POST /predict with these header lines and bytes has been sent."""
-    connection = socket.create_connection(server.address, timeout=PATIENCE_SECONDS)
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.settimeout(PATIENCE_SECONDS)
+    if receive_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.connect(server.address)
     lines = ["POST /predict HTTP/1.1", "Host: here", "Content-Type: image/png", *head, "", ""]
     connection.sendall("\r\n".join(lines).encode() + body)
     return connection

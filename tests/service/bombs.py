@@ -1,0 +1,189 @@
+"""Small files that ask for much memory or time, made in memory, by name."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from tests.service.image_files import encoded, rgb
+
+TIFF_HEAD = b"II*\0\x08\0\0\0"
+MEGABYTE = 1_000_000
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(*chunks: bytes, side: int = 16, bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG whose pixels are all zero, with further chunks before them."""
+    pack = zlib.compressobj(9)
+    row = bytes(1 + (side * bits * {0: 1, 2: 3}[colour] + 7) // 8)
+    pixels = b"".join([*(pack.compress(row) for _ in range(side)), pack.flush()])
+    header = struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0)
+    parts = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", pixels)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + png_chunk(b"IEND", b"")
+
+
+def jpeg(*segments: bytes) -> bytes:
+    data = encoded(rgb(64, 64), "JPEG")
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(data)) + data
+
+
+def overlapping_directory(size: int, *, entries: int = 60_000) -> bytes:
+    """TIFF data whose entries all name the same bytes: nearly all of them."""
+    entries = min(entries, (size - 64) // 12)
+    named = size - 8
+    table = b"".join(struct.pack("<HHII", tag, 1, named, 8) for tag in range(1000, 1000 + entries))
+    head = TIFF_HEAD + struct.pack("<H", entries) + table + bytes(4)
+    return head.ljust(size, b"\0")
+
+
+# --- too many pixels ----------------------------------------------------------------------------
+
+
+def png_of_400_megapixels() -> bytes:
+    return png(side=20_000, bits=1, colour=0)
+
+
+def jpeg_of_4_gigapixels() -> bytes:
+    data = bytearray(encoded(rgb(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
+    return bytes(data)
+
+
+def gif_of_4_gigapixels() -> bytes:
+    data = bytearray(encoded(rgb(), "GIF"))
+    data[6:10] = struct.pack("<HH", 65_535, 65_535)
+    return bytes(data)
+
+
+def webp_of_268_megapixels() -> bytes:
+    data = bytearray(encoded(rgb(), "WEBP", lossless=True))
+    data[21:25] = struct.pack("<I", 0x3FFF | 0x3FFF << 14)
+    return bytes(data)
+
+
+def tiff_of_400_megapixels() -> bytes:
+    return encoded(Image.new("1", (20_000, 20_000)), "TIFF", compression="group4")
+
+
+# --- too much else ------------------------------------------------------------------------------
+
+
+def tiff_entries() -> bytes:
+    return overlapping_directory(4 * MEGABYTE)
+
+
+def tiff_strips() -> bytes:
+    count = 2 * MEGABYTE
+    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 4, 1, 8), (262, 4, 1, 1)]
+    tags += [(273, 4, count, 200), (277, 4, 1, 1), (278, 4, 1, 1), (279, 4, count, 200)]
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = TIFF_HEAD + struct.pack("<H", len(tags)) + table + bytes(4)
+    return head.ljust(200 + 4 * count, b"\1")
+
+
+def jpeg_exif() -> bytes:
+    exif = overlapping_directory(2 * MEGABYTE)
+    pieces = [exif[i : i + 65_000] for i in range(0, len(exif), 65_000)]
+    return jpeg(*(segment(0xE1, b"Exif\0\0" + piece) for piece in pieces))
+
+
+def jpeg_previews() -> bytes:
+    return jpeg(segment(0xE2, b"MPF\0" + overlapping_directory(65_000)))
+
+
+def jpeg_comments() -> bytes:
+    return jpeg(segment(0xFE, b"") * (4 * MEGABYTE))
+
+
+def jpeg_padding() -> bytes:
+    return jpeg(b"\xff" * (16 * MEGABYTE))
+
+
+def jpeg_junk() -> bytes:
+    return jpeg(segment(0xFE, b"x"), bytes(16 * MEGABYTE))
+
+
+def jpeg_scans() -> bytes:
+    data = encoded(rgb(1024, 1024), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * 2000 + data[-2:]
+
+
+def png_exif() -> bytes:
+    return png(png_chunk(b"eXIf", overlapping_directory(2 * MEGABYTE)))
+
+
+def png_exif_as_text() -> bytes:
+    lines = f"\nexif\n{500_000}\n{overlapping_directory(500_000).hex()}"
+    text = b"Raw profile type exif\0\0" + zlib.compress(lines.encode(), 9)
+    return png(png_chunk(b"zTXt", text))
+
+
+def png_text() -> bytes:
+    text = b"\0\0" + zlib.compress(bytes(MEGABYTE), 9)
+    return png(*(png_chunk(b"zTXt", b"%d" % number + text) for number in range(2000)))
+
+
+def png_chunks() -> bytes:
+    return png(png_chunk(b"prVt", b"") * MEGABYTE)
+
+
+def webp_exif() -> bytes:
+    return encoded(rgb(), "WEBP", exif=b"Exif\0\0" + overlapping_directory(2 * MEGABYTE))
+
+
+def gif_comment() -> bytes:
+    data = encoded(rgb(), "GIF")
+    start = 13 + (3 << (data[10] & 7) + 1)
+    return data[:start] + b"!\xfe" + (b"\xff" + b"x" * 255) * 60_000 + b"\0" + data[start:]
+
+
+def gif_blocks() -> bytes:
+    data = encoded(rgb(), "GIF")
+    start = 13 + (3 << (data[10] & 7) + 1)
+    return data[:start] + b"!\x01" + b"\x01x" * (8 * MEGABYTE) + b"\0" + data[start:]
+
+
+def bmp_runs() -> bytes:
+    data = bytearray(encoded(Image.fromarray(np.zeros((2000, 2000), np.uint8)), "BMP"))
+    data[30] = 1
+    start = struct.unpack_from("<I", data, 10)[0]
+    return bytes(data[:start]) + b"\x01\x07" * (4 * MEGABYTE)
+
+
+PIXELS: tuple[Callable[[], bytes], ...] = (
+    png_of_400_megapixels,
+    jpeg_of_4_gigapixels,
+    gif_of_4_gigapixels,
+    webp_of_268_megapixels,
+    tiff_of_400_megapixels,
+)
+REFUSED: tuple[Callable[[], bytes], ...] = (
+    tiff_entries,
+    tiff_strips,
+    jpeg_exif,
+    jpeg_previews,
+    jpeg_comments,
+    jpeg_padding,
+    jpeg_junk,
+    jpeg_scans,
+    png_chunks,
+    png_text,
+    gif_comment,
+    gif_blocks,
+    bmp_runs,
+)
+# The picture is sound; what is said about it is not, and is left unread.
+READ: tuple[Callable[[], bytes], ...] = (png_exif, png_exif_as_text, webp_exif)

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.pipeline import Networks
+from service.settings import Settings
+from tests.service.holding import Crowd, HeldDetector, grey_photo, raw_request, read_all
+from tests.service.image_files import encoded
+from tests.service.serving import PATIENCE_SECONDS, RunningServer, Serve, wait_until
+
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+@contextmanager
+def connected(server: RunningServer) -> Iterator[socket.socket]:
+    with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+        yield connection
+
+
+def open_connections(server: RunningServer) -> float:
+    value = server.state.metrics.registry.get_sample_value("lan_fer_connections")
+    assert value is not None
+    return value
+
+
+def refused(server: RunningServer, reason: str) -> float:
+    value = server.state.metrics.registry.get_sample_value(
+        "lan_fer_refused_connections_total", {"reason": reason}
+    )
+    return value or 0.0
+
+
+def is_over(connection: socket.socket) -> bool:
+    """Whether the server ended it, cleanly and without a word."""
+    return connection.recv(1) == b""
+
+
+# --- slow clients -------------------------------------------------------------------------------
+
+
+def test_connection_that_says_nothing_is_closed(serve: Serve) -> None:
+    with connected(serve(idle_timeout_ms=50)) as connection:
+        assert is_over(connection)
+
+
+def test_connection_without_another_request_is_closed(serve: Serve) -> None:
+    with connected(serve(idle_timeout_ms=50)) as connection:
+        connection.sendall(LIVE)
+        assert read_all(connection).startswith("HTTP/1.1 200 OK")
+
+
+def test_line_ends_do_not_keep_a_connection_open(serve: Serve) -> None:
+    server = serve(idle_timeout_ms=100)
+    with connected(server) as connection, suppress(ConnectionError):
+        while open_connections(server) > 0:
+            connection.sendall(b"\r\n")
+            time.sleep(0.01)
+    assert open_connections(server) == 0
+
+
+def test_headers_that_dribble_are_cut_off(serve: Serve) -> None:
+    server = serve(header_timeout_ms=100)
+    with connected(server) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        connection.setblocking(False)
+        reply = b""
+        for _ in range(10_000):
+            try:
+                reply += connection.recv(65536)
+                break
+            except BlockingIOError:
+                connection.sendall(b"y")
+                time.sleep(0.01)
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b"problem-type:lan-fer:slow-request" in reply
+    assert refused(server, "slow-request") == 1
+
+
+@pytest.mark.parametrize("limit", ["body_timeout_ms", "stall_timeout_ms"])
+def test_body_that_dribbles_is_408(serve: Serve, limit: str) -> None:
+    limits: dict[str, Any] = {limit: 100}
+    server = serve(**limits)
+    with raw_request(server, ["Content-Length: 100000", "Connection: close"]) as connection:
+        if limit == "body_timeout_ms":
+            connection.sendall(b"\x89PNG")
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 408 ")
+    assert "problem-type:lan-fer:slow-request" in reply
+    assert server.state.bodies.held == 0
+
+
+def test_client_that_does_not_read_its_reply_is_cut_off(serve: Serve) -> None:
+    server = serve(stall_timeout_ms=300)
+    # Its picture is larger than what the kernel holds for two sockets.
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
+    photo = encoded(Image.fromarray(noise), "JPEG", quality=75)
+    head = ["Accept: image/png", f"Content-Length: {len(photo)}"]
+    with raw_request(server, head, photo, receive_bytes=4096):
+        wait_until(lambda: refused(server, "slow-reader") == 1)
+        wait_until(lambda: open_connections(server) == 0)
+
+
+# --- too many -----------------------------------------------------------------------------------
+
+
+def test_idle_connections_make_way(serve: Serve) -> None:
+    server = serve(max_connections=3)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connected(server)) for _ in range(3)]
+        wait_until(lambda: open_connections(server) == 3)
+        newcomer = stack.enter_context(connected(server))
+        newcomer.sendall(LIVE)
+        assert newcomer.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert is_over(idle[0])
+        for connection in idle[1:]:
+            connection.sendall(LIVE)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_connections_that_are_served_do_not_make_way(serve: Serve, networks: Networks) -> None:
+    held = HeldDetector(Settings())
+    server = serve(Networks(held, networks.classifier), inference_workers=1, max_connections=2)
+    crowd = Crowd(server)
+    answers = [crowd.post(grey_photo(10)), crowd.post(grey_photo(20))]
+    wait_until(lambda: server.state.lifecycle.in_flight == 2)
+    with connected(server) as connection:
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 503 ")
+    assert "\r\nretry-after: 1\r\n" in reply
+    held.gate.set()
+    assert [answer().status_code for answer in answers] == [200, 200]
+
+
+# --- bad HTTP -----------------------------------------------------------------------------------
+
+
+def test_requests_sent_before_their_answers_are_answered_in_order(serve: Serve) -> None:
+    server = serve()
+    with connected(server) as connection:
+        ready = LIVE.replace(b"live", b"ready")
+        connection.sendall(
+            LIVE + ready + LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        )
+        reply = read_all(connection)
+    assert reply.count("HTTP/1.1 200 OK") == 3
+    assert [reply.index('"live"') < reply.index('"ready"'), reply.count('"live"')] == [True, 2]
+
+
+def test_flood_of_requests_before_their_answers_is_cut_off(server: RunningServer) -> None:
+    with connected(server) as connection:
+        connection.sendall(LIVE * 5000)
+        reply = read_all(connection)
+    assert reply.count("HTTP/1.1 200 OK") < 100
+
+
+def test_nonsense_behind_a_good_request_does_not_cost_its_answer(server: RunningServer) -> None:
+    with connected(server) as connection:
+        connection.sendall(LIVE + b"\x00nonsense\r\n\r\n")
+        reply = read_all(connection)
+    assert reply.count("HTTP/1.1 ") == 1
+    assert reply.startswith("HTTP/1.1 200 OK")
+
+
+def test_body_in_chunks_of_one_byte_is_refused(server: RunningServer) -> None:
+    head = ["Transfer-Encoding: chunked"]
+    with raw_request(server, head, b"1\r\nx\r\n" * 500_000) as connection:
+        reply = connection.recv(65536)
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert b"too small" in reply
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ["Content-Length: 5", "Transfer-Encoding: chunked"],
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Content-Length: -5"],
+        ["Content-Length: 5x"],
+        ["Transfer-Encoding: gzip, chunked, identity"],
+        ["X: a\x00b"],
+        ["Bad Name: x"],
+    ],
+)
+def test_head_that_could_be_read_in_two_ways_is_refused(
+    server: RunningServer, head: list[str]
+) -> None:
+    with raw_request(server, head, b"hello") as connection:
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("extra", [["Connection: close"], ["Expect: 100-continue"]])
+def test_refusal_reaches_a_client_that_is_still_sending(serve: Serve, extra: list[str]) -> None:
+    server = serve(max_body_bytes=10_000_000)
+    head = ["Content-Length: 100000000", *extra]
+    with raw_request(server, head, b"x" * 20_000_000) as connection:
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 413 ")
+    assert reply.count("HTTP/1.1 ") == 1
+    assert reply.endswith("}")

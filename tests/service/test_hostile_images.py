@@ -1,0 +1,102 @@
+"""Files made to cost much are refused before a decoder is called; benchmarks/bombs.py measures."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import cv2
+import pytest
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from service.errors import ImageTooLargeError, InvalidImageError
+from service.image_headers import check_directory
+from service.imaging import ImageLimits, decode_image
+from tests.service import bombs
+from tests.service.image_files import encoded, exif, rgb
+
+LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=64_000_000)
+
+
+def name_of(make: Callable[[], bytes]) -> str:
+    return make.__name__
+
+
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a decoder was called")
+
+    monkeypatch.setattr(cv2, "imdecode", refuse)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", refuse)
+
+
+@pytest.mark.parametrize("make", bombs.PIXELS, ids=name_of)
+def test_picture_of_too_many_pixels_is_not_decoded(
+    make: Callable[[], bytes], no_decoder: None
+) -> None:
+    with pytest.raises(ImageTooLargeError):
+        decode_image(make(), LIMITS)
+
+
+@pytest.mark.parametrize("make", bombs.REFUSED, ids=name_of)
+def test_picture_that_asks_for_too_much_else_is_not_decoded(
+    make: Callable[[], bytes], no_decoder: None
+) -> None:
+    with pytest.raises(InvalidImageError):
+        decode_image(make(), LIMITS)
+
+
+@pytest.mark.parametrize("make", bombs.READ, ids=name_of)
+def test_exif_that_asks_for_too_much_is_left_unread(
+    make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the directory was loaded")
+
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", refuse)
+    assert decode_image(make(), LIMITS).pixels.size
+
+
+def test_honest_directories_pass() -> None:
+    check_directory(encoded(rgb(), "TIFF")[:])
+    check_directory(encoded(rgb(), "TIFF", big_tiff=True))
+    check_directory(exif(6).tobytes().removeprefix(b"Exif\0\0"))
+    check_directory(b"")
+    check_directory(b"II*\0\xff\xff\xff\xff")
+    check_directory(b"no directory")
+
+
+@pytest.mark.parametrize("head", [b"MM\0*", b"II*\0", b"MM*\0", b"II\0*"])
+def test_every_head_that_pillow_reads_is_checked(head: bytes) -> None:
+    order = "<" if head.startswith(b"II") else ">"
+    entries = struct.pack(order + "HHII", 1000, 1, 100_000, 8) * 5
+    with pytest.raises(ValueError, match="more bytes than there are"):
+        check_directory(head + struct.pack(order + "IH", 8, 5) + entries)
+
+
+def test_large_tiff_directory_is_checked() -> None:
+    entries = struct.pack("<HHQQ", 1000, 1, 100_000, 8) * 5
+    with pytest.raises(ValueError, match="more bytes than there are"):
+        check_directory(b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 5) + entries)
+
+
+def test_progressive_photo_with_large_comment_and_profile_is_read() -> None:
+    data = encoded(
+        rgb(200, 300),
+        "JPEG",
+        progressive=True,
+        comment=b"x" * 60_000,
+        icc_profile=bytes(500_000),
+        exif=exif(6),
+    )
+    assert decode_image(data, LIMITS).pixels.shape == (300, 200, 3)
+
+
+def test_short_run_length_encoded_bmp_is_read() -> None:
+    data = bytearray(encoded(Image.new("L", (4, 2)), "BMP"))
+    data[30] = 1
+    start = int.from_bytes(data[10:14], "little")
+    picture = bytes(data[:start]) + b"\x04\x00\x00\x00" * 2 + b"\x00\x01"
+    assert decode_image(picture, LIMITS).pixels.shape == (2, 4, 3)
