@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -24,6 +25,10 @@ from service.routes.access import include_guarded
 from service.security_headers import SecurityHeadersMiddleware
 from service.settings import Settings
 from service.state import LoadNetworks, OnStarted, ServiceState
+from service.traces import add_traces, stop_traces
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +62,12 @@ def create_app(
         finally:
             starting.cancel()
             await service.stop()
+            if provider is not None:
+                await stop_traces(provider)
 
     app = _bare_app(lifespan, docs=settings.docs)
     app.state.service = service
-    _add_middleware(app, settings, service)
+    provider = _add_middleware(app, settings, service)
     install_handlers(app)
     _include_routers(app, settings)
     return app
@@ -76,14 +83,18 @@ def _bare_app(lifespan: Lifespan[FastAPI], *, docs: bool) -> FastAPI:
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, service: ServiceState) -> None:
+def _add_middleware(
+    app: FastAPI, settings: Settings, service: ServiceState
+) -> TracerProvider | None:
     """The last one added is the first to see a request."""
     if settings.cors_origins is not None:
         allow_origins(app, settings.cors_origins)
+    provider = add_traces(app) if settings.traces == "otlp" else None
     app.add_middleware(
         EdgeMiddleware, metrics=service.metrics, max_header_bytes=settings.max_header_bytes
     )
     app.add_middleware(SecurityHeadersMiddleware)
+    return provider
 
 
 def _include_routers(app: FastAPI, settings: Settings) -> None:

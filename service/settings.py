@@ -207,6 +207,11 @@ class Settings(BaseSettings):
         description="Origins, separated by commas, whose pages may use the service from a browser; "
         "* for any. Unset: none but its own.",
     )
+    traces: Literal["off", "otlp"] = Field(
+        "off",
+        description="otlp: a trace of each request by OpenTelemetry, to "
+        "OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel.",
+    )
     docs: bool = Field(True, description="Whether /docs and /openapi.json are served.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level that is logged; info has a line for each request."
