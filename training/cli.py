@@ -7,12 +7,20 @@ import dataclasses
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 from service.errors import ServiceError
 from training.backbones import BACKBONES, CheckpointError
 from training.config import TrainingConfig
 from training.datasets.records import PARTS, DatasetError
 from training.datasets.registry import DATASETS
+from training.detectors import (
+    DetectorError,
+    build_network,
+    export_detector,
+    fetch_checkpoint,
+    load_checkpoint,
+)
 from training.export import ExportError, ModelFacts
 from training.lan import FUSIONS
 from training.paper.commands import add_commands
@@ -20,6 +28,7 @@ from training.pipeline import RunPaths, train_lan
 from training.preparation import PreparationError
 from training.release import evaluate_file, release
 from training.runs import load_run
+from training.tracking import compare_runs
 from training.trainer import TrainingError
 
 DETECTOR = Path("models/retinaface_mnet025.onnx")
@@ -30,6 +39,7 @@ KNOWN_ERRORS = (
     ServiceError,
     CheckpointError,
     DatasetError,
+    DetectorError,
     ExportError,
     PreparationError,
     TrainingError,
@@ -85,8 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--list", type=Path, help="only images on this list (RAN's pose or occlusion lists)"
     )
+    compare = commands.add_parser("compare", help="runs side by side: choices and results")
+    compare.set_defaults(run_command=lambda options: print(compare_runs(options.runs)))
+    compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    _add_detector(commands)
     add_commands(commands, _add_data, _paths)
     return parser
+
+
+def _add_detector(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser("detector", help="RetinaFace ResNet-50 -> ONNX for the service")
+    parser.set_defaults(run_command=_detector)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="the published file, or a checkpoint")
+    source.add_argument("--download", action="store_true", help="fetch it into --cache")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="of the download")
+    parser.add_argument("--output", type=Path, required=True, help="ONNX file to write")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +135,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         "fusion": FUSIONS,
         "attentive": ("smallest", "largest"),
         "optimizer": ("adamw", "sgd"),
+        "precision": ("float32", "bfloat16"),
     }
     types = typing.get_type_hints(TrainingConfig)
     for field in dataclasses.fields(TrainingConfig):
@@ -152,6 +177,13 @@ def _evaluate(options: argparse.Namespace) -> None:
             options.model, paths, part=options.split, listed=options.list, mirrored=options.mirrored
         )
     )
+
+
+def _detector(options: argparse.Namespace) -> None:
+    network = build_network()
+    load_checkpoint(network, options.checkpoint or fetch_checkpoint(options.cache))
+    difference = export_detector(network, options.output)
+    print(f"{options.output}: written; differs from torch by {difference:.1g} at most")
 
 
 def _paths(options: argparse.Namespace, *, run: Path) -> RunPaths:

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from service.faces.alignment import compose, warp_crop
 from training.augmentation import Augmentation, move_grid, photometric, sample_affine
@@ -89,6 +97,20 @@ def class_weights(split: Split) -> NDArray[np.float64]:
     return np.asarray(1 / np.bincount(classes)[classes], np.float64)
 
 
+class _Share(Sampler[list[int]]):
+    """A process's part of each batch."""
+
+    def __init__(self, whole: BatchSampler, share: tuple[int, int]) -> None:
+        self._whole, self._share = whole, share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, size = self._share
+        return (batch[rank::size] for batch in self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+
 def batches(
     dataset: CropDataset,
     batch_size: int,
@@ -96,6 +118,7 @@ def batches(
     shuffle: bool,
     balanced: bool = False,
     workers: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """One pass over `dataset`; shuffled, the order depends on its seed and epoch alone.
 
@@ -103,20 +126,24 @@ def batches(
 
     A shuffled pass drops the last, incomplete batch (batch statistics of two faces mean nothing)
     unless it is the only one.
+
+    `share` (r, n) gives every n-th example of each batch, from the r-th on: the part of one of n
+    processes. `batch_size` is that of all of them.
     """
     generator = torch.Generator().manual_seed(dataset._seed * 1_000_003 + dataset.epoch)
-    sampler = None
+    sampler: Sampler[int] = SequentialSampler(dataset)
     if shuffle and balanced:
         weights = class_weights(dataset.split).tolist()
         sampler = WeightedRandomSampler(weights, len(dataset), generator=generator)
+    elif shuffle:
+        sampler = RandomSampler(dataset, generator=generator)
+    drop_last = shuffle and len(dataset) > batch_size
     loader = DataLoader(
         dataset,
-        batch_size,
-        shuffle=shuffle and sampler is None,
-        sampler=sampler,
+        batch_sampler=_Share(BatchSampler(sampler, batch_size, drop_last), share),
         generator=generator,
         num_workers=workers,
-        drop_last=shuffle and len(dataset) > batch_size,
+        pin_memory=torch.cuda.is_available(),
     )
     for images, targets, guidance, indices in loader:
         yield Batch(images, targets, guidance, indices)

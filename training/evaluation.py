@@ -57,11 +57,12 @@ class Evaluation:
 def evaluate(network: Lan, dataset: CropDataset, batch_size: int = 64) -> Evaluation:
     """Run `network` over `dataset`, whose images must all have a hard label."""
     network.eval()
+    device = next(network.parameters()).device
     parts = []
     with torch.inference_mode():
         steps = -(-len(dataset) // batch_size)
         passes = batches(dataset, batch_size, shuffle=False)
         for batch in progress(passes, "evaluate", steps, unit="batch"):
-            logits = network(normalise(batch.images)).logits
+            logits = network(normalise(batch.images.to(device))).logits
             parts.append(logits.float().cpu().numpy())
     return Evaluation(np.concatenate(parts), dataset.split.classes)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +15,15 @@ from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
+from training.crops import GRID, CropDataset, normalise
 from training.progress import progress
 
 Features = NDArray[np.float16]
+# Images whose features are computed and written together: more outgrow a core's cache.
+CHUNK = 16
+# Larger features than this are kept in a file and clustered as they are read.
+IN_MEMORY_BYTES = 4 * 2**30
+STREAM_CHUNK, STREAM_PASSES = 8192, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +44,46 @@ class GuidanceMaps:
 
 
 def extract_features(
-    backbone: Callable[[Tensor], Tensor], batches: Iterable[Tensor], steps: int
+    backbone: Callable[[Tensor], Tensor], batches: Iterable[Tensor], steps: int | None
 ) -> Features:
     """Feature maps of all images, [N,G,G,C] float16 (half the memory; K-means needs no more).
 
     `backbone` is in evaluation mode; the `steps` batches are normalised images
-    [n,3,S,S] float32 in order.
+    [n,3,S,S] float32 in order. `steps` None shows no progress.
     """
     parts = []
+    shown = batches if steps is None else progress(batches, "features", steps, unit="batch")
     with torch.no_grad():
-        for images in progress(batches, "features", steps, unit="batch"):
+        for images in shown:
             feature_map = backbone(images)
             parts.append(feature_map.permute(0, 2, 3, 1).to(torch.float16).cpu().numpy())
     return np.concatenate(parts)
+
+
+def store_features(
+    backbone: Callable[[Tensor], Tensor], crops: CropDataset, path: Path, channels: int
+) -> Features:
+    """Feature maps of all crops in the file `path`, as a memory map [N,G,G,C] float16.
+
+    Interrupted, it goes on with the next call.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part.npy")
+        mode: Literal["r+", "w+"] = "r+" if temporary.is_file() else "w+"
+        shape = (len(crops), GRID, GRID, channels)
+        features = np.lib.format.open_memmap(temporary, mode, np.float16, shape)
+        # No image gives a feature map of zeros alone: what is zero is not there yet.
+        written = int(features.any((1, 2, 3)).sum())
+        starts = range(written, len(crops), CHUNK)
+        for start in progress(starts, "features", len(starts), unit="batch"):
+            chosen = range(start, min(start + CHUNK, len(crops)))
+            images = normalise(torch.stack([crops[i][0] for i in chosen]))
+            features[start : start + len(chosen)] = extract_features(backbone, [images], None)
+        features.flush()
+        temporary.replace(path)
+    stored: Features = np.load(path, mmap_mode="r")
+    return stored
 
 
 def compute_guidance(
@@ -68,11 +102,54 @@ def compute_guidance(
     for row, column in progress(positions, "guidance", len(positions), unit="position"):
         vectors = features[:, row, column].astype(np.float32)
         nearest, centres = _cluster(vectors, clusters, seed)
-        order = np.bincount(nearest, minlength=clusters).argsort(kind="stable")
-        chosen = order if attentive == "smallest" else order[::-1]
+        chosen = _by_size(nearest, clusters, attentive)
         maps[:, row, column] = nearest == chosen[0]
         centres_of[:, row, column] = centres[chosen[[0, -1]]]
     return GuidanceMaps(maps, *centres_of)
+
+
+def compute_guidance_streamed(
+    features: Features,
+    *,
+    clusters: int = 2,
+    attentive: str = "smallest",
+    seed: int = 0,
+    chunk: int = STREAM_CHUNK,
+) -> GuidanceMaps:
+    """`compute_guidance` for a memory map that is larger than memory.
+
+    The file is read forwards three times, `chunk` images at once: twice to find the centres, once
+    to assign the images. On well separated clusters the maps are those of the full K-means; where
+    clusters run into each other, a share of the bits is another.
+    """
+    count, rows, columns, channels = features.shape
+    positions = [(row, column) for row in range(rows) for column in range(columns)]
+    means = {at: MiniBatchKMeans(clusters, batch_size=chunk, random_state=seed) for at in positions}
+    starts = [start for _ in range(STREAM_PASSES) for start in range(0, count, chunk)]
+    for start in progress(starts, "centres", len(starts), unit="chunk"):
+        part = np.asarray(features[start : start + chunk], np.float32)
+        for row, column in positions:
+            if len(part) >= clusters:
+                means[row, column].partial_fit(part[:, row, column])
+    nearest = np.zeros((count, rows, columns), np.uint8)
+    for start in range(0, count, chunk):
+        part = np.asarray(features[start : start + chunk], np.float32)
+        for row, column in positions:
+            vectors = np.ascontiguousarray(part[:, row, column])
+            nearest[start : start + chunk, row, column] = means[row, column].predict(vectors)
+    maps, centres_of = np.zeros_like(nearest), np.zeros((2, rows, columns, channels), np.float32)
+    for row, column in positions:
+        centres = np.asarray(means[row, column].cluster_centers_, np.float32)
+        chosen = _by_size(nearest[:, row, column], clusters, attentive)
+        maps[:, row, column] = nearest[:, row, column] == chosen[0]
+        centres_of[:, row, column] = centres[chosen[[0, -1]]]
+    return GuidanceMaps(maps, *centres_of)
+
+
+def _by_size(nearest: NDArray[np.integer], clusters: int, attentive: str) -> NDArray[np.intp]:
+    """Clusters, the attentive one first."""
+    order = np.bincount(nearest, minlength=clusters).argsort(kind="stable")
+    return order if attentive == "smallest" else order[::-1]
 
 
 def _cluster(

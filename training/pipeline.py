@@ -18,21 +18,26 @@ from service.faces.detector import FaceDetector
 from service.runtime import SessionSettings
 from training.backbones import load_backbone
 from training.config import TrainingConfig
-from training.crops import CropDataset, batches, normalise
+from training.crops import GRID, CropDataset, batches, normalise
 from training.datasets.records import DatasetError, Split, file_digests
 from training.datasets.registry import Choice, find_dataset
+from training.distributed import joined_world
 from training.guidance import (
+    IN_MEMORY_BYTES,
     GuidanceMaps,
     cache_key,
     compute_guidance,
+    compute_guidance_streamed,
     extract_features,
     load_guidance,
     save_guidance,
+    store_features,
     weights_digest,
 )
 from training.lan import Lan
 from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
 from training.runs import load_run
+from training.tracking import write_run_file
 from training.trainer import CHECKPOINT, Trainer, TrainingError
 
 # Images a step where nothing is learned.
@@ -110,12 +115,26 @@ def guidance_for(
     key = cache_key(inputs)
     guidance = load_guidance(paths.cache, key)
     if guidance is None:
-        network.eval().to(memory_format=torch.channels_last)
-        dataset = CropDataset(prepared.split, prepared.faces, network.backbone.input_size)
-        backbone = torch.compile(network.backbone) if config.compile else network.backbone
-        features = extract_features(backbone, _images(dataset), -(-len(dataset) // BATCH))
-        guidance = compute_guidance(features, clusters=config.clusters, attentive=config.attentive)
+        guidance = _compute(prepared, network, config, paths.cache / f"features-{key}.npy")
         save_guidance(paths.cache, key, guidance)
+    return guidance
+
+
+def _compute(
+    prepared: PreparedSplit, network: Lan, config: TrainingConfig, store: Path
+) -> GuidanceMaps:
+    network.eval().to(memory_format=torch.channels_last)
+    dataset = CropDataset(prepared.split, prepared.faces, network.backbone.input_size)
+    backbone = torch.compile(network.backbone) if config.compile else network.backbone
+    channels = network.backbone.feature_channels
+    if len(dataset) * GRID * GRID * channels * 2 <= IN_MEMORY_BYTES:
+        features = extract_features(backbone, _images(dataset), -(-len(dataset) // BATCH))
+        return compute_guidance(features, clusters=config.clusters, attentive=config.attentive)
+    stored = store_features(backbone, dataset, store, channels)
+    guidance = compute_guidance_streamed(
+        stored, clusters=config.clusters, attentive=config.attentive
+    )
+    store.unlink()
     return guidance
 
 
@@ -155,6 +174,35 @@ def train_lan(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    if not resume and (paths.run / CHECKPOINT).exists():
+        raise TrainingError(f"{paths.run} holds a run; go on with --resume, or name another --run")
+    with joined_world() as world:
+        with world.first_alone():
+            train, validation, network, maps = _material(config, paths, final=final)
+        provenance = provenance_of(train.split, paths, final=final)
+        trainer = Trainer(network, config, paths.run, provenance, world=world)
+        if resume and trainer.resume():
+            print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
+        elif world.first:
+            write_run_file(paths.run, config, provenance, train.split)
+        size = network.backbone.input_size
+        crops = CropDataset(
+            train.split,
+            train.faces,
+            size,
+            guidance=maps,
+            augmentation=config.augmentation,
+            seed=config.seed,
+        )
+        held_out = None if final else CropDataset(validation.split, validation.faces, size)
+        trainer.fit(crops, held_out)
+    return trainer
+
+
+def _material(
+    config: TrainingConfig, paths: RunPaths, *, final: bool
+) -> tuple[PreparedSplit, PreparedSplit, Lan, NDArray[np.uint8] | None]:
+    """Training and validation images, the network to start from, and the guidance maps."""
     train_split, validation_split = load_splits(config, paths, final=final)
     train, validation = (prepare_split(s, paths) for s in (train_split, validation_split))
     network = Lan(
@@ -163,28 +211,10 @@ def train_lan(
         fusion=config.fusion,
         dropout=config.dropout,
     )
-    maps: NDArray[np.uint8] | None = None
-    if config.alpha:
-        maps = guidance_for(train, network, config, paths).maps
+    maps = guidance_for(train, network, config, paths).maps if config.alpha else None
     if paths.start:
         _start_from(network, paths.start, train.split.labels)
-    size = network.backbone.input_size
-    trainer = Trainer(network, config, paths.run, provenance_of(train.split, paths, final=final))
-    if not resume and (paths.run / CHECKPOINT).exists():
-        raise TrainingError(f"{paths.run} holds a run; go on with --resume, or name another --run")
-    if resume and trainer.resume():
-        print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
-    crops = CropDataset(
-        train.split,
-        train.faces,
-        size,
-        guidance=maps,
-        augmentation=config.augmentation,
-        seed=config.seed,
-    )
-    held_out = None if final else CropDataset(validation.split, validation.faces, size)
-    trainer.fit(crops, held_out)
-    return trainer
+    return train, validation, network, maps
 
 
 def _start_from(network: Lan, folder: Path, labels: tuple[str, ...]) -> None:

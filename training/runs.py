@@ -34,7 +34,7 @@ def load_run(folder: Path, checkpoint: str = BEST) -> TrainedRun:
     path = folder / checkpoint
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; train first, or name another --run")
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     config = TrainingConfig.from_dict(state["config"])
     labels = state["provenance"]["labels"]
     network = Lan(load_backbone(config.backbone, None), len(labels), fusion=config.fusion)

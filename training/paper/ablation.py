@@ -24,24 +24,22 @@ from training.assessment import POSE_DEGREES, head_angles
 from training.augmentation import NO_AUGMENTATION
 from training.backbones import Backbone, load_backbone
 from training.config import TrainingConfig
-from training.crops import GRID, CropDataset, normalise
+from training.crops import CropDataset
 from training.datasets.records import file_digests
 from training.evaluation import Evaluation
 from training.guidance import (
     Features,
     cache_key,
     compute_guidance,
+    store_features,
     weights_digest,
 )
 from training.lan import Lan
 from training.pipeline import PreparedSplit, RunPaths, load_splits, prepare_split, provenance_of
-from training.progress import progress
 from training.trainer import BEST, lan_loss, learning_rate, make_optimizer, update_average
 
 RESULTS = "results.jsonl"
 EVALUATION_BATCH = 256
-# Images whose features are computed and written together: larger ones outgrow a core's cache.
-CHUNK = 16
 EMA_DECAY = 0.99
 
 
@@ -226,35 +224,10 @@ def _cached(prepared: PreparedSplit, backbone: Backbone, stem: Path) -> Cached:
         "weights": weights_digest(backbone),
     }
     store = stem.with_name(f"{stem.name}-{cache_key(inputs)}.npy")
-    if not store.is_file():
-        crops = CropDataset(prepared.split, prepared.faces, backbone.input_size)
-        _extract(crops, backbone, store)
+    crops = CropDataset(prepared.split, prepared.faces, backbone.input_size)
+    features = store_features(backbone, crops, store, backbone.feature_channels)
     split, angles = prepared.split, head_angles(prepared.faces.landmarks)
-    return Cached(np.load(store, mmap_mode="r"), split.targets, split.classes, angles)
-
-
-def _extract(crops: CropDataset, backbone: Backbone, store: Path) -> None:
-    """Write F_o of every crop to `store`; interrupted, it goes on with the next call."""
-    store.parent.mkdir(parents=True, exist_ok=True)
-    temporary = store.with_suffix(".part.npy")
-    shape = (len(crops), GRID, GRID, backbone.feature_channels)
-    mode: Literal["r+", "w+"] = "r+" if temporary.is_file() else "w+"
-    features = np.lib.format.open_memmap(temporary, mode, np.float16, shape)
-    # No image gives a feature map of zeros alone: what is zero is not there yet.
-    written = features.reshape(len(crops), -1)[:, : 4 * shape[3]].any(1)
-    starts = range(int(written.argmin()) if not written.all() else len(crops), len(crops), CHUNK)
-    for start in progress(starts, "features", len(starts), unit="batch"):
-        chosen = range(start, min(start + CHUNK, len(crops)))
-        images = normalise(torch.stack([crops[i][0] for i in chosen]))
-        features[chosen[0] : chosen[-1] + 1] = _features(backbone, images)
-    features.flush()
-    temporary.replace(store)
-
-
-@torch.inference_mode()
-def _features(backbone: Backbone, images: Tensor) -> Features:
-    features: Features = backbone(images).permute(0, 2, 3, 1).to(torch.float16).numpy()
-    return features
+    return Cached(features, split.targets, split.classes, angles)
 
 
 def _network(paths: RunPaths, config: TrainingConfig, origin: dict[str, Any]) -> Lan:
