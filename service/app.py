@@ -20,7 +20,7 @@ from service.middleware import EdgeMiddleware
 from service.openapi import install_openapi
 from service.pipeline import load_networks
 from service.problems import install_handlers
-from service.routes import docs, health, model, page, predict, v2
+from service.routes import batch, docs, health, model, page, predict, v2
 from service.routes.access import include_guarded
 from service.security_headers import SecurityHeadersMiddleware
 from service.settings import Settings
@@ -99,6 +99,7 @@ def _add_middleware(
 
 def _include_routers(app: FastAPI, settings: Settings) -> None:
     include_guarded(app, predict.router, counted=True)
+    include_guarded(app, batch.router, counted=True)
     include_guarded(app, v2.router, counted=True)
     include_guarded(app, model.router)
     include_guarded(app, v2.metadata_router)

@@ -3,84 +3,99 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
+import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from importlib.util import find_spec
+from types import ModuleType
 
-from pydantic.fields import FieldInfo
-
-from service.app import create_app
-from service.errors import StartupError
-from service.logs import configure_logging
-from service.server import listen, make_server, url_of
-from service.settings import ENV_PREFIX, Settings, load_settings
+from service.commands import bench, bulk, model, predict, serve
+from service.commands.flags import HelpFormatter, red, say
+from service.errors import ServiceError
 
 EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130  # as a shell says of a command that Ctrl-C ended
+EXIT_BROKEN_PIPE = 141
+COMMANDS: dict[str, ModuleType] = {
+    "serve": serve,
+    "predict": predict,
+    "bulk": bulk,
+    "model": model,
+    "bench": bench,
+}
+GROUPS = "lan_fer.commands"
+"""Entry points of packages that bring commands of their own: training."""
 
-logger = logging.getLogger(__name__)
+EXAMPLES = """examples:
+  lan-fer serve --port 8080
+  lan-fer predict photos/ --output answers.csv
+  lan-fer predict clip.mp4 --output clip.csv --timeline clip.png
+  lan-fer model info
+
+shell completion (needs the extra `cli`):
+  eval "$(register-python-argcomplete lan-fer)"
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    given = vars(build_parser().parse_args(arguments))
-    del given["command"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    group = _groups().get(given[0]) if given else None
     try:
-        settings = load_settings(**given)
-        configure_logging(settings.log_level, settings.log_format)
-        serve(settings)
-    except StartupError as error:
-        sys.stderr.write(f"lan-fer: {error.detail}\n")
+        if group is not None:
+            code: int = group.load()(given[1:])
+            return code
+        return _run(given)
+    except ServiceError as error:
+        say(f"lan-fer: {red(error.detail, sys.stderr)}")
         return EXIT_FAILURE
-    return 0
+    except KeyboardInterrupt:
+        say("lan-fer: stopped")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the answers has enough, as `head` has. Python would complain once more when
+        # it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _run(given: list[str]) -> int:
+    parser = build_parser()
+    if find_spec("argcomplete"):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(given)
+    code: int = COMMANDS[options.command].run(options)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; `serve` has one flag for each setting."""
-    parser = argparse.ArgumentParser(prog="lan-fer", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve_parser = commands.add_parser(
-        "serve",
-        help="start the REST service",
-        description="Start the REST service. Each flag can also be given as an environment "
-        "variable, named in brackets.",
-        # Only flags that were given: the others come from the environment or the defaults.
-        argument_default=argparse.SUPPRESS,
+    """The parser of every command; `serve` has one flag for each setting."""
+    parser = argparse.ArgumentParser(
+        prog="lan-fer",
+        description="Reads facial expressions from photos and shows where it looked.",
+        epilog=EXAMPLES,
+        formatter_class=HelpFormatter,
     )
-    for name, field in Settings.model_fields.items():
-        serve_parser.add_argument(
-            "--" + name.replace("_", "-"), metavar="VALUE", help=_help(name, field)
+    parser.add_argument("--version", action="version", version=f"lan-fer {version('lan-fer')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        module.add_parser(
+            commands.add_parser(name, help=module.SUMMARY, formatter_class=HelpFormatter)
         )
+    for name in _groups():
+        commands.add_parser(name, help=f"commands of its own: lan-fer {name} --help")
     return parser
 
 
-def _help(name: str, field: FieldInfo) -> str:
-    default = "unset" if field.default is None else field.default
-    text = f"{field.description} Default: {default}. [{ENV_PREFIX}{name.upper()}]"
-    return text.replace("%", "%%")
-
-
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartupError where the service cannot start."""
-    failures: list[StartupError] = []
-
-    def started(failure: StartupError | None) -> None:
-        if failure is None:
-            logger.info("ready", extra={"url": url_of(listener)})
-        else:
-            failures.append(failure)
-            server.should_exit = True
-
-    app = create_app(settings, on_started=started)
-    server = make_server(app, settings)
-    # uvicorn takes both signals while it runs, then raises them once more for whoever had them
-    # before. A stop that was asked for and carried out is no failure: exit code 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)
-    with listen(settings.host, settings.port) as listener:
-        server.run(sockets=[listener])
-    if failures:
-        raise failures[0]
+def _groups() -> dict[str, EntryPoint]:
+    """Groups of commands that other packages bring, where what they need is installed."""
+    # Without torch the training side cannot be imported; its code may be there all the same.
+    if not find_spec("torch"):
+        return {}
+    return {point.name: point for point in entry_points(group=GROUPS)}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
     │   │   ├── SlowRequestError        408  the body did not arrive in time
     │   │   ├── PayloadTooLargeError    413  too many bytes
     │   │   ├── ImageTooLargeError      413  too many pixels
+    │   │   ├── TooManyImagesError      413  too many photos in one call
     │   │   ├── UnsupportedMediaTypeError 415  request type, or bytes of no known image format
     │   │   ├── InvalidOptionError      422
     │   │   ├── MissingImageError       422  wrong field name, JSON without an image
@@ -26,6 +27,7 @@
     │   ├── UnavailableError            503  starting or draining, with Retry-After
     │   └── DeadlineExceededError       504
     ├── ImageFileError                  in process only: a file that cannot be read
+    ├── OutputError                     command line only: answers cannot be written there
     └── StartupError                    ends the process: one line, exit code 1
         ├── SettingsError
         ├── ModelFileError
@@ -147,6 +149,14 @@ class ImageTooLargeError(RequestError):
     title = "The image has too many pixels"
 
 
+class TooManyImagesError(RequestError):
+    """More photos in one call than the service takes."""
+
+    status = 413
+    slug = "too-many-images"
+    title = "The request has too many photos"
+
+
 class UnsupportedMediaTypeError(RequestError):
     """A request type that is not read, or bytes of no known image format."""
 
@@ -249,6 +259,10 @@ class DeadlineExceededError(ProblemError):
 
 class ImageFileError(ServiceError):
     """A photo's file is missing, a folder, or may not be read; never raised while serving."""
+
+
+class OutputError(ServiceError):
+    """The file that answers should go to cannot be had, or is of another kind."""
 
 
 class StartupError(ServiceError):

@@ -64,6 +64,17 @@ class PredictJson(BaseModel):
     )
 
 
+class PredictBatchJson(BaseModel):
+    """The JSON form of POST /predict/batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[str] = Field(
+        description="Each an image file in base64, or as a data URI.",
+        examples=[["data:image/jpeg;base64,/9j/4AAQSkZJRgABAQ..."]],
+    )
+
+
 class ModelVersion(BaseModel):
     """Which network answered."""
 
@@ -270,3 +281,18 @@ class Problem(BaseModel):
     request_id: str
     errors: list[FieldProblem] | None = Field(None, description="Each option that is not valid.")
     error: str | None = Field(None, description="Under /v2: the detail once more.")
+
+
+class BatchItem(BaseModel):
+    """What became of one photo: `reply` where it could be read, else `problem`."""
+
+    status: int = Field(description="The status that POST /predict would have.", examples=[200])
+    reply: PredictReply | None
+    problem: Problem | None
+
+
+class BatchReply(BaseModel):
+    """The answer to POST /predict/batch."""
+
+    request_id: str
+    results: list[BatchItem] = Field(description="In the order of the photos.")

@@ -105,6 +105,13 @@ class Settings(BaseSettings):
         description="Open connections; for one more, the one that has waited longest for its "
         "client is closed, or the new one gets 503 where none waits.",
     )
+    max_batch_images: int = Field(
+        16,
+        ge=1,
+        le=10_000,
+        description="Photos in one call of /predict/batch; more get 413. Each is one in flight, so "
+        "that no call takes more than max_in_flight_images.",
+    )
     max_body_bytes: int = Field(
         32 * MEBIBYTE,
         ge=1024,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pybase64
 from pydantic import ValidationError
@@ -20,10 +21,11 @@ from service.errors import (
     MissingImageError,
     PayloadTooLargeError,
     SlowRequestError,
+    TooManyImagesError,
     UnsupportedMediaTypeError,
 )
 from service.problems import field_problem
-from service.schemas import PredictJson
+from service.schemas import PredictBatchJson, PredictJson
 from service.settings import Settings
 from service.state import ServiceState
 
@@ -31,6 +33,7 @@ FIELD = "file"
 MAX_OTHER_FIELDS = 8
 MAX_OTHER_FIELD_BYTES = 4096
 ACCEPTED = "multipart/form-data, application/json or image/*"
+ACCEPTED_BATCH = "multipart/form-data or application/json"
 
 
 async def read_photo(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
@@ -42,19 +45,41 @@ async def read_photo(request: Request, service: ServiceState, take: Callable[[in
     """
     settings = service.settings
     _check_head(request.headers, settings)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(request.headers)
     chunks = _limited(request, settings, take)
     async with _in_time(settings):
         if kind == "multipart/form-data":
-            return await _from_multipart(request.headers, chunks)
+            return (await _from_multipart(request.headers, chunks, most=1))[0]
         if kind == "application/json":
             body = await _join(chunks)
         elif kind.startswith("image/"):
             return await _join(chunks)
         else:
-            got = f"not {kind[:100]}" if kind else "and there is none"
-            raise UnsupportedMediaTypeError(f"Content-Type must be {ACCEPTED}, {got}.")
+            raise _unsupported(kind, ACCEPTED)
     return await asyncio.get_running_loop().run_in_executor(service.pool, _from_json, body)
+
+
+async def read_photos(
+    request: Request, service: ServiceState, take: Callable[[int], None]
+) -> Sequence[bytes | InvalidImageError]:
+    """The image files in the request, in order: multipart fields `file`, or JSON.
+
+    In place of one whose base64 is broken stands its error. Raises what read_photo raises, and
+    TooManyImagesError.
+    """
+    settings = service.settings
+    most = min(settings.max_batch_images, settings.max_in_flight_images)
+    _check_head(request.headers, settings)
+    kind = _kind(request.headers)
+    chunks = _limited(request, settings, take)
+    async with _in_time(settings):
+        if kind == "multipart/form-data":
+            return await _from_multipart(request.headers, chunks, most=most)
+        if kind != "application/json":
+            raise _unsupported(kind, ACCEPTED_BATCH)
+        body = await _join(chunks)
+    parse = partial(_many_from_json, body, most)
+    return await asyncio.get_running_loop().run_in_executor(service.pool, parse)
 
 
 async def read_body(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
@@ -73,6 +98,15 @@ async def _in_time(settings: Settings) -> AsyncIterator[None]:
         raise SlowRequestError(
             f"The body did not arrive within {settings.body_timeout_ms} ms."
         ) from error
+
+
+def _kind(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _unsupported(kind: str, accepted: str) -> UnsupportedMediaTypeError:
+    got = f"not {kind[:100]}" if kind else "and there is none"
+    return UnsupportedMediaTypeError(f"Content-Type must be {accepted}, {got}.")
 
 
 def _check_head(headers: Headers, settings: Settings) -> None:
@@ -135,15 +169,22 @@ class _InMemoryParser(MultiPartParser):
 
     spool_max_size = 0  # SpooledTemporaryFile: no size at which it moves to the disk
 
-    def __init__(self, headers: Headers, chunks: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, headers: Headers, chunks: AsyncGenerator[bytes, None], max_files: int
+    ) -> None:
         super().__init__(
             headers,
             self._until_closed(chunks),
-            max_files=1,
+            max_files=max_files,
             max_fields=MAX_OTHER_FIELDS,
             max_part_size=MAX_OTHER_FIELD_BYTES,
         )
         self._closed = False
+
+    @property
+    def has_too_many_files(self) -> bool:
+        """Whether that is what parse() ended with."""
+        return self._current_files > self.max_files
 
     def on_end(self) -> None:
         """Called at the closing boundary."""
@@ -159,28 +200,58 @@ class _InMemoryParser(MultiPartParser):
             raise MultiPartException("It ends before its closing boundary.")
 
 
-async def _from_multipart(headers: Headers, chunks: AsyncGenerator[bytes, None]) -> bytes:
+async def _from_multipart(
+    headers: Headers, chunks: AsyncGenerator[bytes, None], *, most: int
+) -> list[bytes]:
+    """The files in the field FIELD: one or more, in order."""
+    parser = _InMemoryParser(headers, chunks, most)
     try:
-        form = await _InMemoryParser(headers, chunks).parse()
+        form = await parser.parse()
     except MultiPartException as error:
+        if parser.has_too_many_files:
+            raise _too_many(most) from error
         raise MalformedRequestError(f"The multipart body is malformed. {error.message}") from error
     try:
-        upload = form.get(FIELD)
-        if not isinstance(upload, UploadFile):
+        uploads = [entry for entry in form.getlist(FIELD) if isinstance(entry, UploadFile)]
+        if not uploads:
             raise MissingImageError(
                 f"The form needs a field {FIELD!r} that holds an image file, with a file name."
             )
-        return await upload.read()
+        return [await upload.read() for upload in uploads]
     finally:
         await form.close()
+
+
+def _too_many(most: int) -> TooManyImagesError:
+    hint = " Several go to /predict/batch." if most == 1 else ""
+    return TooManyImagesError(f"At most {most} of them can be sent in one call.{hint}")
 
 
 def _from_json(body: bytes) -> bytes:
     try:
         text = PredictJson.model_validate_json(body).image
     except ValidationError as error:
-        raise _json_error(error) from error
+        raise _json_error(error, '{"image": "<base64 or data URI>"}') from error
     return decode_base64(text)
+
+
+def _many_from_json(body: bytes, most: int) -> list[bytes | InvalidImageError]:
+    try:
+        texts = PredictBatchJson.model_validate_json(body).images
+    except ValidationError as error:
+        raise _json_error(error, '{"images": ["<base64 or data URI>", ...]}') from error
+    if not texts:
+        raise MissingImageError("images: the list is empty.")
+    if len(texts) > most:
+        raise _too_many(most)
+    return [_decoded_or_error(text) for text in texts]
+
+
+def _decoded_or_error(text: str) -> bytes | InvalidImageError:
+    try:
+        return decode_base64(text)
+    except InvalidImageError as error:
+        return error
 
 
 def decode_base64(text: str) -> bytes:
@@ -198,12 +269,11 @@ def decode_base64(text: str) -> bytes:
         ) from error
 
 
-def _json_error(error: ValidationError) -> MalformedRequestError | MissingImageError:
+def _json_error(error: ValidationError, form: str) -> MalformedRequestError | MissingImageError:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return MalformedRequestError("The body is no valid JSON.")
     problem = field_problem(first)
     return MissingImageError(
-        f'The body must be {{"image": "<base64 or data URI>"}}. '
-        f"{problem.location or 'body'}: {problem.message}"
+        f"The body must be {form}. {problem.location or 'body'}: {problem.message}"
     )

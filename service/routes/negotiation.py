@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from mimeparse import MimeTypeParseException, best_match  # type: ignore[import-untyped]
@@ -13,15 +14,15 @@ ReplyType = Literal["image/png", "image/jpeg", "application/json"]
 OFFERED: tuple[ReplyType, ...] = get_args(ReplyType)
 
 
-def reply_type(accept: str | None) -> ReplyType:
-    """The best of OFFERED for an Accept header. Raises NotAcceptableError where there is none."""
+def reply_type(accept: str | None, offered: Sequence[ReplyType] = OFFERED) -> ReplyType:
+    """The best of `offered` for an Accept header. Raises NotAcceptableError where there is none."""
     if not accept:
         return "application/json"
     try:
-        best = best_match(OFFERED, accept)
+        best = best_match(offered, accept)
     except MimeTypeParseException:
         best = None
-    for offered in OFFERED:
-        if best == offered:
-            return offered
-    raise NotAcceptableError(f"Accept must allow one of {', '.join(OFFERED)}.")
+    for media_type in offered:
+        if best == media_type:
+            return media_type
+    raise NotAcceptableError(f"Accept must allow one of {', '.join(offered)}.")

@@ -14,19 +14,18 @@ Result = TypeVar("Result")
 
 
 async def answer_in_time(
-    request: Request, work: Coroutine[Any, Any, Result], *, deadline_ms: int
+    request: Request, work: Coroutine[Any, Any, Result], *, deadline_ms: int | None
 ) -> Result:
     """The result of `work`, which is cancelled when it is late or when the client hangs up.
 
-    The request's body must have been read. Raises DeadlineExceededError, ClientDisconnect and
-    whatever `work` raises.
+    Without a `deadline_ms`, `work` minds its own. The request's body must have been read. Raises
+    DeadlineExceededError, ClientDisconnect and whatever `work` raises.
     """
+    timeout = None if deadline_ms is None else deadline_ms / 1000
     task = asyncio.ensure_future(work)
     hang_up = asyncio.ensure_future(_wait_for_hang_up(request))
     try:
-        await asyncio.wait(
-            {task, hang_up}, timeout=deadline_ms / 1000, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait({task, hang_up}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if hang_up.done():

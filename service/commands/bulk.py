@@ -1,0 +1,73 @@
+"""`lan-fer bulk`: a folder of millions of photos to Parquet, on every core or a whole cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, say
+from service.commands.predict import add_explanation, options_of
+from service.outputs import prepare
+from service.settings import load_settings
+from service.sources import find_sources
+
+SUMMARY = "read millions of photos to Parquet with Ray"
+
+EXAMPLES = """examples:
+  lan-fer bulk /photos --output /answers                 every core of this machine
+  lan-fer bulk /photos --output /answers --resume        go on after an interruption
+  RAY_ADDRESS=auto lan-fer bulk /mnt/photos -o /mnt/answers --workers 64
+  lan-fer bulk /photos -o /answers --gpus-per-worker 1 --provider cuda
+
+The rows are those of `lan-fer predict`, with a column `error` that says why a photo could not be
+read. Needs the extra `bulk`: pip install 'lan-fer[bulk]'.
+"""
+
+
+def add_parser(parser: argparse.ArgumentParser) -> None:
+    """The flags of `bulk`."""
+    parser.description = SUMMARY.capitalize() + "."
+    parser.epilog = EXAMPLES
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="photo, folder, pattern, or -")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="where the Parquet files go"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="skip what the output already has")
+    again.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="default: one a CPU of the cluster"
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, metavar="N", help="default: %(default)s"
+    )
+    add_explanation(parser)
+    add_settings(parser.add_argument_group("networks and limits"), NETWORK_SETTINGS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read everything; exit code 1 where a photo could not be read."""
+    from service.bulk import BulkJob, failures, run_job
+
+    settings = given_settings(arguments)
+    load_settings(**settings)  # a wrong one is said here, not by every worker
+    sources = [path.absolute() for path in find_sources(arguments.paths, lines=sys.stdin)]
+    done = prepare(
+        arguments.output, "parquet", resume=arguments.resume, overwrite=arguments.overwrite
+    )
+    left = [source for source in sources if str(source) not in done]
+    output = Path(arguments.output)
+    if left:
+        say(f"{len(left)} of {len(sources)} photos to read")
+        run_job(
+            BulkJob(
+                sources=left,
+                output=output,
+                settings=settings,
+                options=options_of(arguments),
+                workers=arguments.workers,
+                gpus_per_worker=arguments.gpus_per_worker,
+            )
+        )
+    return report(failures(output), len(sources))

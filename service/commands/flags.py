@@ -1,0 +1,82 @@
+"""What several commands share: flags for settings, and words for the person at the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO
+
+from pydantic.fields import FieldInfo
+
+from service.settings import ENV_PREFIX, Settings
+
+# What matters to a command that loads the networks and serves nobody.
+NETWORK_SETTINGS = (
+    "model_path",
+    "detector_path",
+    "provider",
+    "intra_op_threads",
+    "inference_workers",
+    "image_workers",
+    "max_detector_batch",
+    "max_classifier_batch",
+    "max_body_bytes",
+    "max_image_pixels",
+    "max_faces",
+    "min_score",
+)
+MAX_FAILURES_SHOWN = 50
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples."""
+
+
+def add_settings(parser: argparse._ActionsContainer, names: Iterable[str]) -> None:
+    """One flag for each of the settings named; only those given end up in the namespace."""
+    for name in names:
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=_help(name, Settings.model_fields[name]),
+        )
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """The settings that flags were given for; the others come from environment or defaults."""
+    given = vars(arguments)
+    return {name: given[name] for name in Settings.model_fields if name in given}
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    default = "unset" if field.default is None else field.default
+    text = f"{field.description} Default: {default}. [{ENV_PREFIX}{name.upper()}]"
+    return text.replace("%", "%%")
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal: on stderr, away from the answers."""
+    sys.stderr.write(text + "\n")
+
+
+def red(text: str, stream: IO[str]) -> str:
+    """`text` in red on a terminal that may be coloured (https://no-color.org)."""
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[31m{text}\x1b[0m"
+
+
+def report(failures: Sequence[tuple[str, str]], total: int) -> int:
+    """Say which of `total` photos could not be read, and why; the command's exit code."""
+    if not failures:
+        return 0
+    photos = "photo" if total == 1 else "photos"
+    say(red(f"{len(failures)} of {total} {photos} could not be read:", sys.stderr))
+    for source, detail in failures[:MAX_FAILURES_SHOWN]:
+        say(f"  {source}: {detail}")
+    if len(failures) > MAX_FAILURES_SHOWN:
+        say(f"  and {len(failures) - MAX_FAILURES_SHOWN} more")
+    return 1

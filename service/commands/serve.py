@@ -1,0 +1,61 @@
+"""`lan-fer serve`: the REST service."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+
+from service.commands.flags import add_settings, given_settings
+from service.errors import StartupError
+from service.logs import configure_logging
+from service.settings import Settings, load_settings
+
+SUMMARY = "start the REST service"
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(parser: argparse.ArgumentParser) -> None:
+    """One flag for each setting."""
+    parser.description = (
+        "Start the REST service. Each flag can also be given as an environment variable, named in "
+        "brackets."
+    )
+    parser.epilog = "example:\n  lan-fer serve --port 8080 --max-faces 8 --log-format json"
+    add_settings(parser, Settings.model_fields)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop. Raises StartupError where the service cannot start."""
+    settings = load_settings(**given_settings(arguments))
+    configure_logging(settings.log_level, settings.log_format)
+    serve(settings)
+    return 0
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises StartupError where the service cannot start."""
+    # Not at the top: the other commands, --help and completion do without the web framework.
+    from service.app import create_app
+    from service.server import listen, make_server, url_of
+
+    failures: list[StartupError] = []
+
+    def started(failure: StartupError | None) -> None:
+        if failure is None:
+            logger.info("ready", extra={"url": url_of(listener)})
+        else:
+            failures.append(failure)
+            server.should_exit = True
+
+    app = create_app(settings, on_started=started)
+    server = make_server(app, settings)
+    # uvicorn takes both signals while it runs, then raises them once more for whoever had them
+    # before. A stop that was asked for and carried out is no failure: exit code 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+    with listen(settings.host, settings.port) as listener:
+        server.run(sockets=[listener])
+    if failures:
+        raise failures[0]

@@ -1,0 +1,53 @@
+"""A picture of expression over time. Needs matplotlib, of the extra `video`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from service.errors import OutputError
+from service.video import TimelinePoint
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise OutputError("--timeline needs matplotlib: pip install 'lan-fer[video]'.") from error
+
+MAX_TRACKS = 12  # the longest; more would not be seen
+WIDTH_INCHES, TRACK_INCHES, MARGIN_INCHES = 10.0, 1.6, 1.2
+
+
+def draw_timeline(points: Iterable[TimelinePoint], path: Path, *, title: str) -> None:
+    """One band a face: the smoothed probabilities stacked over the seconds of the video.
+
+    The suffix of `path` says the format: .png, .svg, .pdf. Raises OutputError where it cannot be
+    written.
+    """
+    tracks: dict[int, list[TimelinePoint]] = defaultdict(list)
+    for point in points:
+        tracks[point.track].append(point)
+    longest = sorted(sorted(tracks, key=lambda t: len(tracks[t]), reverse=True)[:MAX_TRACKS])
+    figure = Figure((WIDTH_INCHES, MARGIN_INCHES + TRACK_INCHES * max(1, len(longest))))
+    bands = figure.subplots(max(1, len(longest)), 1, sharex=True, squeeze=False)[:, 0]
+    colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for band, track in zip(bands, longest, strict=False):
+        seconds = [p.seconds for p in tracks[track]]
+        labels = list(tracks[track][0].smoothed)
+        curves = [[p.smoothed[label] for p in tracks[track]] for label in labels]
+        band.stackplot(seconds, curves, labels=labels, colors=colours)
+        band.set(ylabel=f"face {track}", ylim=(0, 1), yticks=(0, 0.5, 1))
+    bands[0].set_title(title if longest else f"{title}: no face was found")
+    bands[-1].set_xlabel("seconds")
+    handles, names = bands[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=8, frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path, bbox_inches="tight", dpi=120)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: the timeline cannot be written ({error}).") from error
