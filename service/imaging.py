@@ -243,8 +243,6 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]
         inverted = _is_white_zero(image)
         return lambda strip: _grey_to_8_bit(np.asarray(strip), white=white, inverted=inverted)
     if image.has_transparency_data:
-    A JPEG comes out reduced, its sides rounded up.
-
         return _over_white
     return lambda strip: np.asarray(strip.convert("RGB"))
 
