@@ -40,6 +40,13 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
 _STRIP_PIXELS = 1 << 20
 _JPEG_QUALITY = 90
+# Of a JPEG; the flag's other half, grey, is overruled by the colour asked for beside it.
+_REDUCED_FLAGS = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 # What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
@@ -76,18 +83,33 @@ class DecodedImage:
     ``pixels`` is [H, W, 3] uint8 RGB, C-contiguous, upright (EXIF orientation applied), with
     transparency laid over white. ``format`` is "JPEG", "PNG", "WEBP", "GIF", "BMP" or "TIFF".
     ``frames`` counts the frames or pages of the file (at most 10,000 of a GIF or TIFF); ``pixels``
-    is the first.
+    is the first. ``reduction`` is 2, 4 or 8 where the pixels are a half, a quarter or an eighth of
+    the file's in each direction.
     """
 
     pixels: NDArray[np.uint8]
     format: str
     frames: int
+    reduction: int = 1
+    full_size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright photo, whatever the reduction."""
+        return self.full_size or (self.pixels.shape[0], self.pixels.shape[1])
 
 
 def decode_image(
-    data: bytes, limits: ImageLimits, *, admit: Callable[[int], None] | None = None
+    data: bytes,
+    limits: ImageLimits,
+    *,
+    admit: Callable[[int], None] | None = None,
+    enough: int | None = None,
 ) -> DecodedImage:
     """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF. Thread-safe.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where its longer side still has
+    ``enough`` pixels then, which takes less time and memory.
 
     ``admit`` is told how many pixels the image has, just before memory is taken for them; what it
     raises is raised here.
@@ -106,7 +128,7 @@ def decode_image(
     if image_format is None:
         raise UnsupportedMediaTypeError("The bytes are no JPEG, PNG, WebP, GIF, BMP or TIFF image.")
     try:
-        return _decode(data, image_format, limits.max_pixels, admit)
+        return _decode(data, image_format, limits.max_pixels, admit, enough)
     except MemoryError as error:
         raise ImageTooLargeError("There is not enough memory to decode the image.") from error
     except _DECODER_ERRORS as error:
@@ -162,7 +184,11 @@ def _what_is_wrong(image_format: str, error: Exception) -> str:
 
 
 def _decode(
-    data: bytes, image_format: str, max_pixels: int, admit: Callable[[int], None] | None
+    data: bytes,
+    image_format: str,
+    max_pixels: int,
+    admit: Callable[[int], None] | None,
+    enough: int | None,
 ) -> DecodedImage:
     header = read_header(data, image_format)
     if header.width is not None and header.height is not None:
@@ -173,13 +199,23 @@ def _decode(
         if admit is not None:
             admit(image.width * image.height)
         frames = header.frames or _frame_count(image, image_format)
-        pixels = _decode_directly(data, image, frames)
+        reduction = _reduction(max(image.size), enough) if image_format == "JPEG" else 1
+        pixels = _decode_directly(data, image, frames, reduction)
         if pixels is None:
-            pixels = _decode_in_strips(image)
+            reduction, pixels = 1, _decode_in_strips(image)
+        stored = (image.height, image.width)
         # Last, because a PNG may carry its EXIF after the pixels, and because loading a TIFF turns
         # it upright and takes the tag away.
         orientation = _orientation(image)
-    return DecodedImage(_turn_upright(pixels, orientation), image_format, frames)
+    size = stored[::-1] if orientation >= 5 else stored
+    return DecodedImage(_turn_upright(pixels, orientation), image_format, frames, reduction, size)
+
+
+def _reduction(long_side: int, enough: int | None) -> int:
+    """The most that leaves `enough` pixels."""
+    if enough is None:
+        return 1
+    return next((factor for factor in (8, 4, 2) if long_side >= factor * enough), 1)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -202,8 +238,12 @@ def _frame_count(image: Image.Image, image_format: str) -> int:
     return 1 if image_format == "JPEG" else int(getattr(image, "n_frames", 1))
 
 
-def _decode_directly(data: bytes, image: Image.Image, frames: int) -> NDArray[np.uint8] | None:
+def _decode_directly(
+    data: bytes, image: Image.Image, frames: int, reduction: int
+) -> NDArray[np.uint8] | None:
     """Decode straight into [H, W, 3] where OpenCV does exactly what Pillow would.
+
+    A JPEG comes out reduced, its sides rounded up.
 
     Pillow keeps four bytes a pixel and copies them out: more memory and time in the most common
     case. None sends the image to Pillow: another kind, or broken bytes, for which Pillow has the
@@ -214,8 +254,10 @@ def _decode_directly(data: bytes, image: Image.Image, frames: int) -> NDArray[np
     if not (plain_jpeg or plain_webp):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    flags |= _REDUCED_FLAGS[reduction]
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if pixels is None or pixels.shape != (image.height, image.width, 3):
+    expected = (-(-image.height // reduction), -(-image.width // reduction), 3)
+    if pixels is None or pixels.shape != expected:
         return None
     return np.asarray(pixels, np.uint8)
 
@@ -293,10 +335,21 @@ def _over_white(strip: Image.Image) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 where it is absent or unreadable, as viewers do."""
     try:
+        check_directory(_exif_bytes(image))
         value: object = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODER_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _exif_bytes(image: Image.Image) -> bytes:
+    """What Pillow would read as Exif data, of a JPEG, PNG or WebP."""
+    if "exif" in image.info:
+        exif: bytes = image.info["exif"]
+    else:
+        profile: str = image.info.get("Raw profile type exif", "")
+        exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+    return re.sub(b"^(Exif\0\0){1,2}", b"", exif)
 
 
 def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -310,14 +363,3 @@ def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     if orientation in flips:
         cv2.flip(pixels, flips[orientation], dst=pixels)
     return pixels
-        check_directory(_exif_bytes(image))
-def _exif_bytes(image: Image.Image) -> bytes:
-    """What Pillow would read as Exif data, of a JPEG, PNG or WebP."""
-    if "exif" in image.info:
-        exif: bytes = image.info["exif"]
-    else:
-        profile: str = image.info.get("Raw profile type exif", "")
-        exif = bytes.fromhex("".join(profile.split("\n")[3:]))
-    return re.sub(b"^(Exif\0\0){1,2}", b"", exif)
-
-
