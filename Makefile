@@ -51,7 +51,7 @@ serve: $(SERVE_STAMP) $(DETECTOR) ## Install what serving needs (no torch), star
 
 .PHONY: test
 test: setup lint types ## Set up, lint, check types, run the tests (also: test-page, test-compose)
-	$(BIN)/python -m pytest -q -m "not engine and not browser"
+	$(BIN)/python -m pytest -q -m "not engine and not browser and not bulk"
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## Ruff: rules and formatting
@@ -70,6 +70,10 @@ format: $(DEV_STAMP) ## Mend what ruff can mend
 .PHONY: test-page
 test-page: setup ## Try the page in a real Chromium (Debian: apt-get install chromium)
 	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -q -m browser
+
+.PHONY: test-bulk
+test-bulk: setup ## Bulk jobs on a local Ray cluster, with workers killed
+	$(BIN)/python -m pytest -q -m bulk
 
 .PHONY: test-compose
 test-compose: setup ## Build the image and run the stack on a real Docker engine
