@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,11 @@ class ExpressionModel:
             return similarity_transform(face.landmarks, self.contract.template)
         except ValueError as error:
             raise InferenceError("a face's landmarks coincide") from error
+
+    def scale(self, face: Face) -> float:
+        """Pixels of the crop for each pixel of the image."""
+        a, b = self.transform(face)[:, 0]
+        return math.hypot(a, b)
 
     def crop(self, image: UInt8, face: Face) -> UInt8:
         """The aligned crop [S,S,3] uint8 RGB of `image` [H,W,3] uint8 RGB."""

@@ -192,7 +192,10 @@ class Recognizer:
         offload = partial(self._loop.run_in_executor, self._pool)
         opened = await offload(partial(_open, photo, self._limits))
         recognition = await self._pipeline.recognize(
-            opened, max_faces=options.max_faces, min_score=options.min_score
+            opened,
+            max_faces=options.max_faces,
+            min_score=options.min_score,
+            whole=draw,
         )
         writer = ReplyWriter(
             classifier=self.networks.classifier,

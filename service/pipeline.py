@@ -23,7 +23,8 @@ from service.batching import Batcher, BatchLimits
 from service.budgets import NoRoomError, Room
 from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
-from service.faces.detector import Face, FaceDetector, Look, Placement, RawDetections
+from service.faces.detector import NOTHING, Face, FaceDetector, Placement, merge
+from service.faces.looks import FINE_SIDES, Found, Look, Round
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
 from service.settings import Settings, available_cpus
@@ -34,7 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GPU_WORKERS = 2  # one batch runs while the next is stacked and copied
-MAX_LOOKS = 2  # of one round of the detector
+MAX_LOOKS = 16  # of one round of the detector
 STAGES: tuple[Stage, ...] = ("decode", "detect", "classify")
 
 
@@ -95,6 +96,25 @@ class Recognition:
     """decode, detect, classify, queue (everything that was waiting) and total."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One call of recognize."""
+
+    photo: bytes | DecodedImage
+    min_score: float | None
+    whole: bool
+    clock: StageClock
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A face to read: where it is in the pixels at hand, and where in the photo."""
+
+    pixels: UInt8
+    face: Face
+    in_photo: Face
+
+
 class StageClock:
     """Adds up the time one photo spends in each stage; used by one thread at a time."""
 
@@ -141,19 +161,19 @@ class Pipeline:
         self._metrics = metrics
         watch = watch or StageWatch()
         workers = settings.inference_workers or _default_workers(networks.provider)
-        self._detector: Batcher[Placement, RawDetections] = Batcher(
+        self._detector: Batcher[Placement, Found] = Batcher(
             "detector",
-            watch.watched("detector", networks.detector.infer),
+            watch.watched("detector", networks.detector.find),
             key=lambda placement: placement.look.canvas,
             limits=BatchLimits(
                 settings.max_detector_batch, settings.max_in_flight_images * MAX_LOOKS, workers
             ),
             observer=metrics.batches_of("detector"),
         )
-        self._classifier: Batcher[UInt8, Reading] = Batcher(
+        self._classifier: Batcher[_Subject, ReadFace] = Batcher(
             "classifier",
-            watch.watched("classifier", networks.classifier.infer),
-            key=lambda crop: crop.shape,
+            watch.watched("classifier", self._read),
+            key=lambda _: None,
             limits=BatchLimits(
                 settings.max_classifier_batch,
                 settings.max_in_flight_images * settings.max_faces,
@@ -161,6 +181,9 @@ class Pipeline:
             ),
             observer=metrics.batches_of("classifier"),
         )
+        # Photos wait for their turn as files, not as pixels, and are answered in the order they
+        # came rather than all at the end.
+        self._turns = asyncio.Semaphore(_photos_side_by_side(networks.provider, workers, settings))
 
     def start(self) -> None:
         """Start the workers, on the event loop that will call recognize()."""
@@ -181,103 +204,104 @@ class Pipeline:
         max_faces: int | None = None,
         min_score: float | None = None,
         room: Room | None = None,
+        whole: bool = False,
     ) -> Recognition:
         """Read a photo, encoded or not; options that are None take the service's settings.
 
         Where `room` is given, the photo's pixels are taken of it, after a wait where need be.
-        Cancelling the call takes its work out of the queues. Raises what decode_image raises,
-        InferenceError where a network failed, UnavailableError while draining.
+        `whole` asks for every pixel of the photo in the result; else a large JPEG may be decoded
+        at a half, a quarter or an eighth of its size. Cancelling the call takes its work out of
+        the queues. Raises what decode_image raises, InferenceError where a network failed,
+        UnavailableError while draining.
         """
-        clock = StageClock()
-        limit = self._settings.max_faces if max_faces is None else max_faces
         threshold = self._settings.min_score if min_score is None else min_score
-        image, placements = await self._open_in(room, photo, clock)
-        faces = await self._detect(image, placements, threshold, clock)
-        found = await self._offload(partial(self._align, image, faces[:limit], clock))
-        readings = await self._run("classify", self._classifier, [f.crop for f in found], clock)
-        recognition = Recognition(
-            image=image,
-            faces=tuple(map(ReadFace, found, readings)),
-            faces_found=len(faces),
-            seconds=clock.finish(),
-        )
+        task = _Task(photo, threshold, whole, StageClock())
+        async with self._turns:
+            image, placements = await self._open_in(room, task)
+            found = await self._detect(image, placements, task)
+            limit = self._settings.max_faces if max_faces is None else max_faces
+            subjects = await self._subjects(image, found.faces[:limit], task)
+            read = await self._run("classify", self._classifier, subjects, task.clock)
+        recognition = Recognition(image, tuple(read), len(found.faces), task.clock.finish())
         self._record(recognition)
         return recognition
 
     async def _open_in(
-        self, room: Room | None, photo: bytes | DecodedImage, clock: StageClock
+        self, room: Room | None, task: _Task
     ) -> tuple[DecodedImage, list[Placement]]:
         require = None if room is None else room.require
         try:
-            return await self._offload(partial(self._open, photo, clock, require))
+            return await self._offload(partial(self._open, task, require))
         except NoRoomError as full:
             assert room is not None, "it was asked"
             await room.wait_for(full.pixels)
-        return await self._offload(partial(self._open, photo, clock, None))
+        return await self._offload(partial(self._open, task, None))
 
     def _open(
+        self, task: _Task, require: Callable[[int], None] | None
+    ) -> tuple[DecodedImage, list[Placement]]:
+        with task.clock.measure("decode"):
+            image = self._decode(task.photo, None if task.whole else FINE_SIDES[-1], require)
+        return image, self._place(image, self._rounds(image)[0].looks, task)
+
+    def _decode(
         self,
         photo: bytes | DecodedImage,
-        clock: StageClock,
-        require: Callable[[int], None] | None,
-    ) -> tuple[DecodedImage, list[Placement]]:
-        with clock.measure("decode"):
-            if isinstance(photo, DecodedImage):
-                image = photo
-            else:
-                image = decode_image(photo, self._limits, admit=require)
-        height, width = image.pixels.shape[:2]
-        first = self.networks.detector.rounds(height, width)[0].looks
-        return image, self._place(image, first, clock)
+        enough: int | None = None,
+        require: Callable[[int], None] | None = None,
+    ) -> DecodedImage:
+        if isinstance(photo, DecodedImage):
+            return photo
+        return decode_image(photo, self._limits, admit=require, enough=enough)
 
     async def _detect(
-        self,
-        image: DecodedImage,
-        placements: Sequence[Placement],
-        min_score: float | None,
-        clock: StageClock,
-    ) -> list[Face]:
-        """All faces; the detector says which of its later rounds a photo needs."""
+        self, image: DecodedImage, placements: Sequence[Placement], task: _Task
+    ) -> Found:
+        """All faces, in pixels of `image`; the plan says which of its later rounds it needs."""
+        found = merge(NOTHING, await self._run("detect", self._detector, placements, task.clock))
+        for turn in self._rounds(image)[1:]:
+            if looks := turn.wanted(found):
+                placements = await self._offload(partial(self._place, image, looks, task))
+                looked = await self._run("detect", self._detector, placements, task.clock)
+                found = merge(found, looked)
+        return found
+
+    def _rounds(self, image: DecodedImage) -> tuple[Round, ...]:
         height, width = image.pixels.shape[:2]
-        faces = await self._look(placements, [], min_score, clock)
-        for turn in self.networks.detector.rounds(height, width)[1:]:
-            if turn.needed(faces):
-                again = await self._offload(partial(self._place, image, turn.looks, clock))
-                faces = await self._look(again, faces, min_score, clock)
-        return faces
+        return self.networks.detector.rounds(height, width)
 
-    async def _look(
-        self,
-        placements: Sequence[Placement],
-        earlier: Sequence[Face],
-        min_score: float | None,
-        clock: StageClock,
-    ) -> list[Face]:
-        raws = await self._run("detect", self._detector, placements, clock)
-        finish = partial(
-            self.networks.detector.finish, raws, placements, earlier=earlier, min_score=min_score
-        )
-        return await self._offload(partial(self._timed, "detect", finish, clock))
+    def _place(self, image: DecodedImage, looks: Sequence[Look], task: _Task) -> list[Placement]:
+        place = self.networks.detector.place
+        with task.clock.measure("detect"):
+            return [place(image.pixels, look, task.min_score) for look in looks]
 
-    def _place(
-        self, image: DecodedImage, looks: Sequence[Look], clock: StageClock
-    ) -> list[Placement]:
-        with clock.measure("detect"):
-            return [self.networks.detector.place(image.pixels, look) for look in looks]
+    async def _subjects(
+        self, image: DecodedImage, faces: Sequence[Face], task: _Task
+    ) -> list[_Subject]:
+        """What the classifier reads, with enough pixels for its crops."""
+        enlarged = (self.networks.classifier.scale(face) > 1 for face in faces)
+        source = image
+        if image.reduction > 1 and any(enlarged):
+            source = await self._offload(partial(self._decode_again, task))
+        ratio = image.reduction / source.reduction
+        return [
+            _Subject(source.pixels, face.scaled(ratio), face.scaled(image.reduction))
+            for face in faces
+        ]
 
-    def _timed(self, stage: Stage, work: Callable[[], Result], clock: StageClock) -> Result:
-        with clock.measure(stage):
-            return work()
+    def _decode_again(self, task: _Task) -> DecodedImage:
+        with task.clock.measure("decode"):
+            return self._decode(task.photo)
 
-    def _align(
-        self, image: DecodedImage, faces: Sequence[Face], clock: StageClock
-    ) -> list[FoundFace]:
-        crop = self.networks.classifier.crop
-        with clock.measure("classify"):
-            return [
-                FoundFace(face, head_pose(face.landmarks), crop(image.pixels, face))
-                for face in faces
-            ]
+    def _read(self, subjects: Sequence[_Subject]) -> list[ReadFace]:
+        """One batch: cut the faces out, read them."""
+        classifier = self.networks.classifier
+        crops = [classifier.crop(subject.pixels, subject.face) for subject in subjects]
+        readings = classifier.infer(crops)
+        return [
+            ReadFace(FoundFace(s.in_photo, head_pose(s.in_photo.landmarks), crop), reading)
+            for s, crop, reading in zip(subjects, crops, readings, strict=True)
+        ]
 
     async def _offload(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -307,6 +331,13 @@ class Pipeline:
     def label_of(self, reading: Reading) -> str:
         """The most probable expression."""
         return self.networks.classifier.contract.labels[int(reading.probabilities.argmax())]
+
+
+def _photos_side_by_side(provider: str, workers: int, settings: Settings) -> int:
+    # On a CPU, enough that no core waits while a photo goes from one thread to the next.
+    if provider == "CPUExecutionProvider":
+        return workers * (settings.max_detector_batch + 1)
+    return settings.max_in_flight_images
 
 
 def _default_workers(provider: str) -> int:

@@ -53,7 +53,7 @@ class ReplyWriter:
 
     def reply(self, recognition: Recognition) -> PredictReply:
         """The reply as an object."""
-        pixels = recognition.image.pixels
+        height, width = recognition.image.size
         milliseconds = {
             stage: round(seconds * 1000, MS_DECIMALS)
             for stage, seconds in {
@@ -66,8 +66,8 @@ class ReplyWriter:
             request_id=self.request_id,
             model=ModelVersion(name=contract.name, version=f"sha256:{self.classifier.sha256}"),
             image=ImageInfo(
-                width=pixels.shape[1],
-                height=pixels.shape[0],
+                width=width,
+                height=height,
                 format=recognition.image.format,
                 frames=recognition.image.frames,
             ),

@@ -1,10 +1,12 @@
-"""RetinaFace (Deng et al., CVPR 2020): placing an image on a canvas, inference, decoding, NMS."""
+"""RetinaFace (Deng et al., CVPR 2020): placing an image on a canvas, inference, decoding, NMS.
+
+Which canvases, and in which order, is in service.faces.looks.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InferenceError, ModelContractError
+from service.faces.looks import (
+    CANVAS_SIZES,
+    DOUBT_SCORE,
+    SMALL_FACE,
+    SMALL_FACE_MIN_SCORE,
+    SURE_SCORE,
+    Found,
+    Look,
+    Round,
+    plan_rounds,
+)
 from service.runtime import LoadedModel, SessionSettings, load_model
 
 Float32 = NDArray[np.float32]
@@ -25,46 +38,11 @@ STRIDES = (8, 16, 32)
 ANCHOR_SIDES = ((16, 32), (64, 128), (256, 512))
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 NMS_IOU = 0.4
-
-# (height, width), multiples of the largest stride. Few, because ONNX Runtime plans memory anew
-# for each new shape, and because only images on canvases of one size share a batch.
-CANVAS_SIZES = (
-    (320, 320),
-    (480, 640),
-    (640, 480),
-    (640, 640),
-    (960, 1280),
-    (1280, 960),
-    (1280, 1280),
-    (1088, 1920),
-    (1440, 1920),
-    (1920, 1440),
-)
-LONG_SIDES = (320, 640, 1280)
-# Long side of the finer look that follows a first look at each of these.
-FINER_SIDES = {320: 640, 640: 1280, 1280: 1920}
-# A finer look is worth its time only where it enlarges by this much.
-FINER_GAIN = 1.3
-# Tiny pictures are enlarged, but not without end: on 48-pixel faces, landmarks agree best with
-# those of the mirrored picture at a scale of 3 (of 2.3 to 6.7 tried).
-MAX_ENLARGEMENT = 3.0
-
-# Scores from which a face counts, by its longer side on the canvas: small faces score low, while
-# what scores 0.5 to 0.7 and is large was a texture or a cat in the photos tried.
-SMALL_FACE = 64
-SMALL_FACE_MIN_SCORE = 0.5
-MIN_SCORE = 0.7
-# The largest canvas is joined by a look at the whole image on the smallest one, a quarter of its
-# size: large faces are seen better there (beyond 512 pixels they outgrow the anchors and are seen
-# in pieces). The two ranges overlap a little.
-LARGEST_FACE = 224
-COARSE_SMALLEST_FACE = 45
-# Long sides of the image, in pixels of the smallest canvas, where the first round found nothing.
-SECOND_LOOK_SIDES = (200, 320, 112)
-SECOND_LOOK_MIN_SCORE = 0.65
-# A picture this small is mostly one face cut out, so less is asked of it.
-SMALL_PICTURE = 256
-SMALL_PICTURE_MIN_SCORE = 0.4
+# A box that lies so far inside a much larger one is a piece of the same face.
+PIECE = 0.6
+NOTHING = Found()
+# Pixels over which a face's landmarks must spread; less is no face and cannot be aligned.
+LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,32 +56,12 @@ class Face:
     score: float
     """0..1."""
 
-
-@dataclass(frozen=True)
-class Look:
-    """One way to look at an image: a canvas, and how large the image is drawn on it."""
-
-    canvas: tuple[int, int]
-    """(height, width) in pixels."""
-    scale: float
-    """Canvas pixels per image pixel."""
-    min_score: float
-    """Scores of faces that are not small count from here, unless the caller names a threshold."""
-    sides: tuple[float, float] = (0.0, math.inf)
-    """Only faces whose longer side has so many canvas pixels count in this look."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """Looks that are taken together, and when."""
-
-    looks: tuple[Look, ...]
-    small_below: float = 0.0
-    """Taken where no face has been found yet, or one with a longer side below so many pixels."""
-
-    def needed(self, faces: Sequence[Face]) -> bool:
-        """Whether to take this round after the rounds before found `faces` (image pixels)."""
-        return not faces or min(map(_longer_side, faces)) < self.small_below
+    def scaled(self, factor: float) -> Face:
+        """The same face where a pixel of its image is `factor` pixels."""
+        if factor == 1:
+            return self
+        scale = np.float32(factor)
+        return Face(self.box * scale, self.landmarks * scale, self.score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +75,8 @@ class Placement:
     """(x, y) of the image's corner on the canvas, pixels."""
     image_size: tuple[int, int]
     """(height, width) of the image, pixels."""
+    min_score: float | None = None
+    """0..1, in place of the look's thresholds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,68 +106,21 @@ def anchors(canvas: tuple[int, int]) -> Float32:
     return np.concatenate(levels)
 
 
-def fitting_canvas(height: float, width: float) -> tuple[int, int]:
-    """The smallest canvas that holds `height` x `width` pixels, else the best for that shape."""
-    fitting = [c for c in CANVAS_SIZES if c[0] >= height - 0.5 and c[1] >= width - 0.5]
-    shape = (height, width)
-    by_scale = max(CANVAS_SIZES, key=lambda c: min(c[0] / shape[0], c[1] / shape[1]))
-    return min(fitting, key=lambda c: c[0] * c[1], default=by_scale)
+def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement:
+    """Draw `image` [H,W,3] uint8 RGB on the look's canvas, aspect ratio kept.
 
-
-def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
-    """How to look at an image of `height` x `width` pixels.
-
-    The first round is always taken. Where it finds nothing the image may be one big face that
-    fills the frame, found once it is drawn at another size. Where all is empty or a face is small,
-    a last round looks for small faces on a larger canvas.
+    `min_score` (0..1) overrides the look's thresholds.
     """
-    long_side = max(height, width)
-    target = next((side for side in LONG_SIDES if side >= long_side), LONG_SIDES[-1])
-    fine = _look(height, width, target)
-    first = [fine]
-    if target == LONG_SIDES[-1]:
-        coarse = (COARSE_SMALLEST_FACE, math.inf)
-        first = [_small_look(long_side, LONG_SIDES[0], MIN_SCORE, coarse)]
-        first.append(replace(fine, sides=(0.0, LARGEST_FACE)))
-    rounds = [Round(tuple(first))]
-    lowest = SMALL_PICTURE_MIN_SCORE if long_side <= SMALL_PICTURE else SECOND_LOOK_MIN_SCORE
-    for side in SECOND_LOOK_SIDES:
-        again = _small_look(long_side, side, lowest)
-        if again.scale != fine.scale:
-            rounds.append(Round((again,)))
-    finer = _look(height, width, FINER_SIDES[target])
-    if long_side <= SMALL_PICTURE:
-        finer = replace(finer, min_score=lowest)
-    elif target > LONG_SIDES[0]:
-        finer = replace(finer, sides=(0.0, LARGEST_FACE))
-    if finer.scale >= fine.scale * FINER_GAIN:
-        rounds.append(Round((finer,), small_below=SMALL_FACE / fine.scale))
-    return tuple(rounds)
-
-
-def _look(height: int, width: int, target: int) -> Look:
-    """The image with its longer side at `target` canvas pixels, or as near as canvases allow."""
-    scale = min(target / max(height, width), MAX_ENLARGEMENT)
-    canvas = fitting_canvas(height * scale, width * scale)
-    scale = min(scale, canvas[0] / height, canvas[1] / width)
-    return Look(canvas, scale, MIN_SCORE)
-
-
-def _small_look(
-    long_side: int, side: int, min_score: float, sides: tuple[float, float] = (0.0, math.inf)
-) -> Look:
-    """The whole image on the smallest canvas, its longer side at `side` pixels."""
-    return Look(CANVAS_SIZES[0], side / long_side, min_score, sides)
-
-
-def place(image: UInt8, look: Look) -> Placement:
-    """Draw `image` [H,W,3] uint8 RGB on the look's canvas, aspect ratio kept."""
     image_size = (image.shape[0], image.shape[1])
+    if look.region is not None:
+        x1, y1, x2, y2 = look.region
+        image = image[y1:y2, x1:x2]
+    size = (image.shape[0], image.shape[1])
     canvas_height, canvas_width = look.canvas
-    height = max(1, min(canvas_height, round(image_size[0] * look.scale)))
-    width = max(1, min(canvas_width, round(image_size[1] * look.scale)))
+    height = max(1, min(canvas_height, round(size[0] * look.scale)))
+    width = max(1, min(canvas_width, round(size[1] * look.scale)))
     interpolation = cv2.INTER_AREA if look.scale < 1 else cv2.INTER_CUBIC
-    if (height, width) != image_size:
+    if (height, width) != size:
         image = cv2.resize(image, (width, height), interpolation=interpolation)  # type: ignore[assignment]
     top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
     pixels = cv2.copyMakeBorder(
@@ -218,29 +131,60 @@ def place(image: UInt8, look: Look) -> Placement:
         canvas_width - width - left,
         cv2.BORDER_REPLICATE,
     )
-    return Placement(np.asarray(pixels, np.uint8), look, (left, top), image_size)
+    return Placement(np.asarray(pixels, np.uint8), look, (left, top), image_size, min_score)
 
 
-def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> list[Face]:
-    """Faces in canvas pixels, after NMS. `min_score` (0..1) overrides the look's thresholds."""
+def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Found:
+    """Faces and doubts in canvas pixels, after NMS. `min_score` (0..1) overrides thresholds."""
     lowest = min(look.min_score, SMALL_FACE_MIN_SCORE) if min_score is None else min_score
+    seen = _candidates(raw, look.canvas, min(lowest, DOUBT_SCORE) if look.doubts else lowest)
+    longer = (seen.boxes[:, 2:] - seen.boxes[:, :2]).max(1, initial=0)
+    in_range = (longer >= look.sides[0]) & (longer <= look.sides[1])
+    wanted = in_range & (seen.scores >= lowest)
+    if min_score is None:
+        wanted &= (longer < SMALL_FACE) | (seen.scores >= look.min_score)
+    faces = suppress(seen.faces(wanted))
+    if not look.doubts:
+        return Found(tuple(faces))
+    unsure = [face for face in faces if face.score < SURE_SCORE]
+    others = suppress(seen.faces(in_range & ~wanted & ~seen.inside(faces)))
+    return Found(tuple(faces), (*unsure, *others))
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Of N anchors: boxes [N,4], landmarks [N,5,2] in canvas pixels, scores [N]."""
+
+    boxes: Float32
+    landmarks: Float32
+    scores: Float32
+
+    def faces(self, chosen: NDArray[np.bool_]) -> list[Face]:
+        return [
+            Face(self.boxes[i], self.landmarks[i], float(self.scores[i]))
+            for i in np.flatnonzero(chosen)
+        ]
+
+    def inside(self, faces: Sequence[Face]) -> NDArray[np.bool_]:
+        """[N] whose middle is in the box of one of `faces`."""
+        middles = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        covered = np.zeros(len(middles), dtype=bool)
+        for face in faces:
+            covered |= ((middles >= face.box[:2]) & (middles <= face.box[2:])).all(1)
+        return covered
+
+
+def _candidates(raw: RawDetections, canvas: tuple[int, int], lowest: float) -> _Candidates:
+    # Decoding the few candidates alone: a canvas has up to 16,800 anchors.
     kept = np.flatnonzero(raw.scores >= lowest)
-    # Decoding the few candidates alone: a canvas has up to 67,200 anchors.
-    cells = anchors(look.canvas)[kept]
+    cells = anchors(canvas)[kept]
     centre, side = cells[:, :2], cells[:, 2:]
     offsets = raw.offsets[kept]
     centres = centre + offsets[:, :2] * CENTRE_VARIANCE * side
     sizes = side * np.exp(offsets[:, 2:] * SIZE_VARIANCE)
     points = raw.landmark_offsets[kept].reshape(-1, 5, 2) * CENTRE_VARIANCE * side[:, None]
     boxes = np.concatenate((centres - sizes / 2, centres + sizes / 2), 1)
-    landmarks = centre[:, None] + points
-    scores, longer = raw.scores[kept], sizes.max(1)
-    wanted = (longer >= look.sides[0]) & (longer <= look.sides[1])
-    if min_score is None:
-        wanted &= (longer < SMALL_FACE) | (scores >= look.min_score)
-    return suppress(
-        [Face(boxes[i], landmarks[i], float(scores[i])) for i in np.flatnonzero(wanted)]
-    )
+    return _Candidates(boxes, centre[:, None] + points, raw.scores[kept])
 
 
 def suppress(faces: Sequence[Face]) -> list[Face]:
@@ -253,22 +197,70 @@ def suppress(faces: Sequence[Face]) -> list[Face]:
     return [faces[i] for i in cv2.dnn.NMSBoxes(xywh.tolist(), scores, 0.0, NMS_IOU)]
 
 
+def merge(earlier: Found, looks: Sequence[Found]) -> Found:
+    """What one round of looks and the rounds before it have found, in image pixels."""
+    seen = (face for found in looks for face in found.faces)
+    faces = [*earlier.faces, *(face for face in seen if not _is_piece(face, earlier.faces))]
+    if earlier.faces or len(looks) > 1:
+        faces = suppress(faces)
+    doubts = earlier.doubts
+    if not all(found.doubts is None for found in looks):
+        doubts = tuple(doubt for found in looks for doubt in found.doubts or ())
+    return Found(tuple(sorted(faces, key=_area, reverse=True)), doubts)
+
+
+def _is_piece(face: Face, known: Sequence[Face]) -> bool:
+    """Whether it is a part of a larger face: finer looks see an eye or half a face in one."""
+    if not known:
+        return False
+    boxes = np.stack([other.box for other in known])
+    sides = np.minimum(boxes[:, 2:], face.box[2:]) - np.maximum(boxes[:, :2], face.box[:2])
+    shared = sides.clip(0).prod(1)
+    inside = shared > PIECE * _area(face)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return bool((inside & (shared <= NMS_IOU * (areas + _area(face) - shared))).any())
+
+
+def in_image_frame(found: Found, placement: Placement) -> Found:
+    """From canvas to image pixels; what `to_image_frame` refuses is left out."""
+    faces = (to_image_frame(face, placement) for face in found.faces)
+    doubts = (to_image_frame(doubt, placement) for doubt in found.doubts or ())
+    return Found(
+        tuple(face for face in faces if face is not None),
+        None if found.doubts is None else tuple(d for d in doubts if d is not None),
+    )
+
+
 def to_image_frame(face: Face, placement: Placement) -> Face | None:
     """A face in canvas pixels -> in image pixels, box cut at the image.
 
-    None where it is centred outside the image or its landmarks are no face (all in one point).
+    None where it is centred outside the image, where its landmarks are no face (all in one point),
+    or where a tile's inner border cuts it: the tile beside it shows it whole, or it is large enough
+    to have been found before.
     """
     height, width = placement.image_size
+    origin = np.array((0, 0) if placement.look.region is None else placement.look.region[:2])
     offset = np.array(placement.offset, np.float32)
-    corners = (face.box.reshape(2, 2) - offset) / placement.look.scale
+    corners = (face.box.reshape(2, 2) - offset) / placement.look.scale + origin.astype(np.float32)
     centre = corners.mean(0)
     if not (0 <= centre[0] < width and 0 <= centre[1] < height):
         return None  # seen in the replicated border
+    if placement.look.region is not None and _is_cut(corners, placement):
+        return None
     box = np.clip(corners, 0, (width, height)).reshape(4).astype(np.float32)
-    landmarks = ((face.landmarks - offset) / placement.look.scale).astype(np.float32)
-    if not np.ptp(landmarks, axis=0).max() > 0:
+    landmarks = ((face.landmarks - offset) / placement.look.scale + origin).astype(np.float32)
+    if not np.ptp(landmarks, axis=0).max() > LEAST_SPREAD:
         return None
     return Face(box, landmarks, face.score)
+
+
+def _is_cut(corners: Float32, placement: Placement) -> bool:
+    assert placement.look.region is not None
+    height, width = placement.image_size
+    x1, y1, x2, y2 = placement.look.region
+    low = np.array((x1 or -np.inf, y1 or -np.inf))
+    high = np.array((x2 if x2 < width else np.inf, y2 if y2 < height else np.inf))
+    return bool((corners[0] < low).any() or (corners[1] > high).any())
 
 
 class FaceDetector:
@@ -299,9 +291,16 @@ class FaceDetector:
         """See `plan_rounds`."""
         return plan_rounds(height, width)
 
-    def place(self, image: UInt8, look: Look) -> Placement:
+    def place(self, image: UInt8, look: Look, min_score: float | None = None) -> Placement:
         """See `place`."""
-        return place(image, look)
+        return place(image, look, min_score)
+
+    def find(self, placements: Sequence[Placement]) -> list[Found]:
+        """What each of these canvases of one size shows, in image pixels. Raises InferenceError."""
+        return [
+            in_image_frame(decode(raw, placement.look, placement.min_score), placement)
+            for raw, placement in zip(self.infer(placements), placements, strict=True)
+        ]
 
     def infer(self, placements: Sequence[Placement]) -> list[RawDetections]:
         """Run the network on canvases of one size. Raises InferenceError."""
@@ -316,35 +315,14 @@ class FaceDetector:
             raise InferenceError("the face detector failed") from error
         return [RawDetections(loc[i], conf[i, :, 1], landmarks[i]) for i in range(len(batch))]
 
-    def finish(
-        self,
-        raws: Sequence[RawDetections],
-        placements: Sequence[Placement],
-        *,
-        earlier: Sequence[Face] = (),
-        min_score: float | None = None,
-    ) -> list[Face]:
-        """The faces of one round of looks and of `earlier` rounds, in image pixels, largest first.
-
-        `min_score` (0..1) overrides the looks' thresholds.
-        """
-        faces = list(earlier)
-        for raw, placement in zip(raws, placements, strict=True):
-            seen = (to_image_frame(f, placement) for f in decode(raw, placement.look, min_score))
-            faces += [face for face in seen if face is not None]
-        if earlier or len(placements) > 1:
-            faces = suppress(faces)
-        return sorted(faces, key=_area, reverse=True)
-
     def detect(self, image: UInt8, *, min_score: float | None = None) -> list[Face]:
         """Faces of `image` [H,W,3] uint8 RGB, largest first. Raises InferenceError."""
-        faces: list[Face] = []
+        found = NOTHING
         for turn in self.rounds(image.shape[0], image.shape[1]):
-            if turn.needed(faces):
-                placements = [self.place(image, look) for look in turn.looks]
-                raws = [self.infer([placement])[0] for placement in placements]
-                faces = self.finish(raws, placements, earlier=faces, min_score=min_score)
-        return faces
+            placements = [self.place(image, look, min_score) for look in turn.wanted(found)]
+            if placements:
+                found = merge(found, [self.find([placement])[0] for placement in placements])
+        return list(found.faces)
 
     def _require_sound_outputs(self, source: str) -> None:
         """One run on the smallest canvas: shapes as promised, every number finite."""
@@ -372,7 +350,3 @@ class FaceDetector:
 def _area(face: Face) -> float:
     x1, y1, x2, y2 = face.box
     return float((x2 - x1) * (y2 - y1))
-
-
-def _longer_side(face: Face) -> float:
-    return float((face.box[2:] - face.box[:2]).max())

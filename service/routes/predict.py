@@ -135,7 +135,11 @@ async def _answer(
     room: Room,
 ) -> Response:
     recognition = await service.pipeline.recognize(
-        photo, max_faces=writer.options.max_faces, min_score=writer.options.min_score, room=room
+        photo,
+        max_faces=writer.options.max_faces,
+        min_score=writer.options.min_score,
+        room=room,
+        whole=media_type != "application/json",
     )
     request.state.log_fields = _log_fields(recognition)
     write = (
@@ -153,7 +157,7 @@ async def _answer(
 
 
 def _log_fields(recognition: Recognition) -> dict[str, object]:
-    height, width = recognition.image.pixels.shape[:2]
+    height, width = recognition.image.size
     milliseconds = {
         f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in recognition.seconds.items()
     }

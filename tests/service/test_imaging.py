@@ -298,3 +298,28 @@ def test_what_cannot_be_encoded_is_said() -> None:
         encode_image(picture(), "image/webp")
     with pytest.raises(ImageTooLargeError, match="image/png"):
         encode_image(np.zeros((1, 65_501, 3), np.uint8), "image/jpeg")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("enough", [50, 60, 101, 200])
+def test_a_reduced_jpeg_is_the_same_picture(orientation: int, enough: int) -> None:
+    x, y = np.meshgrid(np.arange(203), np.arange(101))
+    pixels = np.stack((x, 2 * y, 255 - x), -1).astype(np.uint8)
+    buffer = io.BytesIO()
+    tag = exif(orientation)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, exif=tag)
+    whole = decode_image(buffer.getvalue(), LIMITS)
+    reduced = decode_image(buffer.getvalue(), LIMITS, enough=enough)
+    assert reduced.reduction == {50: 4, 60: 2, 101: 2, 200: 1}[enough]
+    assert reduced.size == whole.size == whole.pixels.shape[:2]
+    assert max(reduced.pixels.shape) >= enough
+    height, width = (side // reduced.reduction for side in whole.size)
+    small = cv2.resize(whole.pixels, (width, height), interpolation=cv2.INTER_AREA)
+    shared = reduced.pixels[2 : height - 2, 2 : width - 2].astype(int)
+    assert np.abs(shared - small[2 : height - 2, 2 : width - 2]).mean() < 8
+
+
+def test_other_formats_are_never_reduced() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(buffer, "PNG")
+    assert decode_image(buffer.getvalue(), LIMITS, enough=10).pixels.shape == (300, 400, 3)

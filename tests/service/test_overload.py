@@ -8,7 +8,7 @@ import pytest
 from service.budgets import ByteBudget, NoRoomError, PixelBudget
 from service.errors import OverloadedError
 from service.expression import ExpressionModel
-from service.faces.detector import plan_rounds
+from service.faces.looks import plan_rounds
 from service.pipeline import MAX_LOOKS, Networks
 from service.runtime import SessionSettings
 from service.settings import Settings

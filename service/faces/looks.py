@@ -1,0 +1,220 @@
+"""How a photo is searched for faces: at which sizes, in which order, and when to stop.
+
+A photo is drawn small first, where a face that fills a good part of it is found in a quarter of the
+time. It is drawn larger only where that leaves doubt: nothing found, a small face (small faces have
+company), or something that is a face with a low score. The larger sizes come in overlapping tiles,
+of which only those with a doubt in them are searched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.faces.detector import Face
+
+Region = tuple[int, int, int, int]
+
+# (height, width), multiples of the network's largest stride. Few, because only images on canvases
+# of one size share a batch; none large, because memory grows with them.
+SMALL_CANVASES = ((192, 320), (320, 192), (256, 320), (320, 256), (320, 320))
+MIDDLE_CANVASES = ((384, 640), (640, 384), (480, 640), (640, 480), (640, 640))
+TILES = ((544, 704), (704, 544))
+SQUARE = (320, 320)
+CANVAS_SIZES = (*SMALL_CANVASES, *MIDDLE_CANVASES, *TILES)
+TILE_OVERLAP = 64
+
+SMALL_SIDE, MIDDLE_SIDE = 320, 640
+# Long sides of the photo where it is searched in tiles.
+FINE_SIDES = (1280, 1920)
+# A finer look is worth its time only where it enlarges by this much.
+FINER_GAIN = 1.3
+# Tiny pictures are enlarged, but not without end: on 48-pixel faces, landmarks agree best with
+# those of the mirrored picture at a scale of 3 (of 2.3 to 6.7 tried).
+MAX_ENLARGEMENT = 3.0
+# Photos are enlarged less.
+MOST_ENLARGED = 2.0
+
+# Scores from which a face counts, by its longer side on the canvas: small faces score low, while
+# what scores 0.5 to 0.7 and is large was a texture or a cat in the photos tried.
+SMALL_FACE = 64
+SMALL_FACE_MIN_SCORE = 0.5
+MIN_SCORE = 0.7
+# Faces below so many canvas pixels are looked at more closely, and call for a search for others.
+SMALLEST_SURE_FACE = 32
+# The same where the photo is drawn smallest, which shows less of what is missed.
+SMALLEST_SURE_FACE_AT_FIRST = 40
+# Scores between these are a doubt. Of faces of 20 canvas pixels, too small to count, 83% score
+# 0.1 and more; of 60 backgrounds tried one in ten does.
+DOUBT_SCORE, SURE_SCORE = 0.1, 0.9
+# Larger faces outgrow the anchors of a finer look and are seen in pieces there.
+LARGEST_FACE = 224
+# Long sides, in pixels of the smallest canvas, of pictures that may be one big face.
+SECOND_LOOK_SIDES = (200, 320, 112)
+SECOND_LOOK_MIN_SCORE = 0.65
+# A picture this small is mostly one face cut out, so less is asked of it.
+SMALL_PICTURE = 256
+SMALL_PICTURE_MIN_SCORE = 0.4
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to look at an image: a canvas, and how large the image is drawn on it."""
+
+    canvas: tuple[int, int]
+    """(height, width) in pixels."""
+    scale: float
+    """Canvas pixels per image pixel."""
+    min_score: float
+    """Scores of faces that are not small count from here, unless the caller names a threshold."""
+    sides: tuple[float, float] = (0.0, math.inf)
+    """Only faces whose longer side has so many canvas pixels count in this look."""
+    region: Region | None = None
+    """The part that is drawn, x1, y1, x2, y2 in image pixels; None: the whole image."""
+    doubts: bool = False
+    """Whether what scores too low to count is told of."""
+
+    def shows(self, face: Face) -> bool:
+        """Whether the middle of `face` (image pixels) is in the region."""
+        if self.region is None:
+            return True
+        x, y = (face.box[:2] + face.box[2:]) / 2
+        x1, y1, x2, y2 = self.region
+        return bool(x1 <= x < x2 and y1 <= y < y2)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the looks so far have found, in image pixels."""
+
+    faces: tuple[Face, ...] = ()
+    """Largest first."""
+    doubts: tuple[Face, ...] | None = None
+    """What scores too low to count, or low for a face; None where no look told of it."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Looks that may be taken together, and when."""
+
+    looks: tuple[Look, ...]
+    when_empty: bool = True
+    """All are taken where no face has been found yet."""
+    small_below: float = 0.0
+    """Those are taken that show a face whose longer side is below so many image pixels ..."""
+    on_doubt: bool = False
+    """... or a doubt."""
+
+    def wanted(self, found: Found) -> tuple[Look, ...]:
+        """The looks to take after the rounds before have `found` so much; mostly none."""
+        if not found.faces and self.when_empty:
+            return self.looks
+        spots = [face for face in found.faces if longer_side(face) < self.small_below]
+        if self.on_doubt:
+            spots += found.doubts or ()
+        return tuple(look for look in self.looks if any(map(look.shows, spots)))
+
+
+def longer_side(face: Face) -> float:
+    """Of its box, in the pixels it is given in."""
+    return float((face.box[2:] - face.box[:2]).max())
+
+
+def fitting_canvas(
+    height: float, width: float, canvases: Sequence[tuple[int, int]] = CANVAS_SIZES
+) -> tuple[int, int]:
+    """The smallest canvas that holds `height` x `width` pixels, else the best for that shape."""
+    fitting = [c for c in canvases if c[0] >= height - 0.5 and c[1] >= width - 0.5]
+    by_scale = max(canvases, key=lambda c: min(c[0] / height, c[1] / width))
+    return min(fitting, key=lambda c: c[0] * c[1], default=by_scale)
+
+
+def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
+    """How to look at an image of `height` x `width` pixels; the first round is always taken."""
+    if max(height, width) <= SMALL_SIDE:
+        return _plan_small_picture(height, width)
+    return _plan_photo(height, width)
+
+
+def _plan_photo(height: int, width: int) -> tuple[Round, ...]:
+    """Small, then middle, then as one big face that fills the frame, then in tiles."""
+    long_side = max(height, width)
+    first = replace(_look(height, width, SMALL_SIDE, SMALL_CANVASES), doubts=True)
+    middle = replace(_look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES), doubts=True)
+    rounds = [
+        Round((first,)),
+        Round((middle,), small_below=SMALLEST_SURE_FACE_AT_FIRST / first.scale, on_doubt=True),
+    ]
+    frame_filling = [s for s in SECOND_LOOK_SIDES if s < SMALL_SIDE]
+    rounds += [
+        Round((_square_look(long_side, side, SECOND_LOOK_MIN_SCORE),)) for side in frame_filling
+    ]
+    # Where nothing is found, all of it is searched once at its own size, or nearly; enlarging it
+    # beyond shows nothing new unless there is a hint of it.
+    own_side = next((side for side in FINE_SIDES if side >= long_side), FINE_SIDES[-1])
+    own_side = own_side if long_side > MIDDLE_SIDE else 0
+    coarser = middle
+    for side in FINE_SIDES:
+        tiles = _tiles(height, width, min(side / long_side, MAX_ENLARGEMENT))
+        if side <= MOST_ENLARGED * long_side and tiles[0].scale >= coarser.scale * FINER_GAIN:
+            below = SMALLEST_SURE_FACE / coarser.scale
+            rounds.append(Round(tiles, side == own_side, below, on_doubt=True))
+            coarser = tiles[0]
+    return tuple(rounds)
+
+
+def _plan_small_picture(height: int, width: int) -> tuple[Round, ...]:
+    """A face cut out, or a thumbnail: where nothing is found, it is drawn at other sizes.
+
+    Data sets for training are such pictures: changes here change what is trained on.
+    """
+    long_side = max(height, width)
+    fine = _look(height, width, SMALL_SIDE, (SQUARE,))
+    rounds = [Round((fine,))]
+    lowest = SMALL_PICTURE_MIN_SCORE if long_side <= SMALL_PICTURE else SECOND_LOOK_MIN_SCORE
+    for side in SECOND_LOOK_SIDES:
+        again = _square_look(long_side, side, lowest)
+        if again.scale != fine.scale:
+            rounds.append(Round((again,)))
+    finer = _look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES)
+    if long_side <= SMALL_PICTURE:
+        finer = replace(finer, min_score=lowest)
+    if finer.scale >= fine.scale * FINER_GAIN:
+        rounds.append(Round((finer,), small_below=SMALL_FACE / fine.scale))
+    return tuple(rounds)
+
+
+def _look(height: int, width: int, target: int, canvases: Sequence[tuple[int, int]]) -> Look:
+    """The image with its longer side at `target` canvas pixels, or as near as canvases allow."""
+    scale = min(target / max(height, width), MAX_ENLARGEMENT)
+    canvas = fitting_canvas(height * scale, width * scale, canvases)
+    scale = min(scale, canvas[0] / height, canvas[1] / width)
+    return Look(canvas, scale, MIN_SCORE)
+
+
+def _square_look(long_side: int, side: int, min_score: float) -> Look:
+    """The whole image on the square canvas, its longer side at `side` pixels."""
+    return Look(SQUARE, side / long_side, min_score)
+
+
+def _tiles(height: int, width: int, scale: float) -> tuple[Look, ...]:
+    """Overlapping parts of the image, drawn at `scale`."""
+    canvas = TILES[0] if width >= height else TILES[1]
+    rows = _intervals(height, canvas[0] / scale, TILE_OVERLAP / scale)
+    columns = _intervals(width, canvas[1] / scale, TILE_OVERLAP / scale)
+    return tuple(
+        Look(canvas, scale, MIN_SCORE, (0.0, LARGEST_FACE), (x1, y1, x2, y2), doubts=True)
+        for (y1, y2), (x1, x2) in product(rows, columns)
+    )
+
+
+def _intervals(length: int, part: float, overlap: float) -> list[tuple[int, int]]:
+    """Evenly spaced parts of at most `part` that cover `length`, and overlap by that much."""
+    count = max(1, math.ceil((length - overlap) / (part - overlap)))
+    step = (length - part) / (count - 1) if count > 1 else 0.0
+    starts = [index * step for index in range(count)]
+    return [(round(start), min(length, round(start + part))) for start in starts]
