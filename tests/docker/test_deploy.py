@@ -166,6 +166,7 @@ def test_a_stop_loses_no_reply(pod: Manifest) -> None:
 
 def test_probes_ask_what_they_should(pod: Manifest) -> None:
     (container,) = pod["containers"]
+    prefix = "/v2" if container["name"] == "kserve-container" else ""
     (port,) = container["ports"]
     assert port["containerPort"] == Settings().port
     for probe, path in {
@@ -173,7 +174,7 @@ def test_probes_ask_what_they_should(pod: Manifest) -> None:
         "readinessProbe": "/health/ready",
         "livenessProbe": "/health/live",
     }.items():
-        assert container[probe]["httpGet"]["path"] == path
+        assert container[probe]["httpGet"]["path"] == prefix + path
         assert container[probe]["httpGet"]["port"] in {port["name"], port["containerPort"]}
 
 
