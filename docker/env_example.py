@@ -30,6 +30,11 @@ HEADING = """\
 # Time to finish after a stop; must be more than 5 s longer than LAN_FER_DRAIN_SECONDS.
 #SERVICE_STOP_GRACE=30s
 
+# Folder of the data sets, CPU cores and memory of training (profile train).
+#TRAIN_DATA=./data
+#TRAIN_CPUS=2
+#TRAIN_MEMORY=12g
+
 # --- the service ---
 """
 # What the image and docker-compose.yml set: the settings class knows only the source tree.

@@ -24,3 +24,8 @@ lock traces --extra cpu --extra otel --upgrade --constraint requirements/serve.t
 lock gpu --extra gpu --upgrade --constraint requirements/serve.txt
 lock dev --extra cpu --extra otel --extra cli --extra bulk --extra training --extra dev --upgrade \
     --constraint requirements/serve.txt --constraint requirements/torch.in
+# For an image whose torch is built for CPUs alone: without torch, and all that PyPI's asks for.
+mapfile -t gpu_only < <(grep -oE '^(torch|torchvision|triton|(cuda|nvidia)-[a-z0-9-]+)==' \
+    requirements/dev.txt | tr -d =)
+lock train --extra cpu --extra training --upgrade --constraint requirements/dev.txt \
+    "${gpu_only[@]/#/--no-emit-package=}"

@@ -16,6 +16,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "docker" / name for name in ("Dockerfile", "Dockerfile.gpu")]
+TRAINING = ROOT / "docker" / "Dockerfile.train"
 # The workers get that long to end after the drain.
 STOP_MARGIN_SECONDS = 5
 
@@ -30,20 +31,20 @@ def compose_variables() -> set[str]:
     return set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text()))
 
 
-@pytest.mark.parametrize("name", ["lan-fer", "lan-fer-gpu", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["lan-fer", "lan-fer-gpu", "prometheus", "grafana", "train"])
 def test_every_container_is_hardened(compose: dict[str, Any], name: str) -> None:
     container = compose["services"][name]
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
-    assert container["restart"] == "unless-stopped"
+    assert container["restart"] == ("no" if name == "train" else "unless-stopped")
     assert {"mem_limit", "cpus", "pids_limit", "logging"} <= container.keys()
-    assert all(port.startswith("127.0.0.1:") for port in container["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in container.get("ports", []))
 
 
 def test_what_not_everyone_needs_has_a_profile(compose: dict[str, Any]) -> None:
     profiles = {name: s["profiles"] for name, s in compose["services"].items() if "profiles" in s}
-    assert profiles == {"lan-fer-gpu": ["gpu"], "grafana": ["dashboards"]}
+    assert profiles == {"lan-fer-gpu": ["gpu"], "grafana": ["dashboards"], "train": ["train"]}
 
 
 def test_grafana_finds_prometheus_and_its_dashboard(compose: dict[str, Any]) -> None:
@@ -112,7 +113,15 @@ def test_images_run_as_nobody_and_get_their_signals(dockerfile: Path) -> None:
     assert "/health/ready" in final_stage
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_training_reads_data_writes_runs_and_reaches_nobody(compose: dict[str, Any]) -> None:
+    train = compose["services"]["train"]
+    assert train["network_mode"] == "none"
+    assert train["volumes"] == ["${TRAIN_DATA:-./data}:/data:ro", "runs:/runs"]
+    dockerfile = TRAINING.read_text()
+    assert 'ENTRYPOINT ["python", "-m", "training"]' in dockerfile
+
+
+@pytest.mark.parametrize("dockerfile", [*DOCKERFILES, TRAINING], ids=lambda path: path.name)
 def test_images_carry_the_projects_version(dockerfile: Path) -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
