@@ -51,7 +51,7 @@ serve: $(SERVE_STAMP) $(DETECTOR) ## Install what serving needs (no torch), star
 
 .PHONY: test
 test: setup lint types ## Set up, lint, check types, run the tests (also: test-page, test-compose)
-	$(BIN)/python -m pytest -q -m "not engine and not browser and not bulk"
+	$(BIN)/python -m pytest -q -m "not engine and not browser and not bulk and not node"
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## Ruff: rules and formatting
@@ -70,6 +70,22 @@ format: $(DEV_STAMP) ## Mend what ruff can mend
 .PHONY: test-page
 test-page: setup ## Try the page in a real Chromium (Debian: apt-get install chromium)
 	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -q -m browser
+
+TYPESCRIPT := clients/typescript
+NODE_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
+
+$(NODE_STAMP): $(TYPESCRIPT)/package-lock.json
+	cd $(TYPESCRIPT) && npm ci --no-fund --no-audit
+	@touch $@
+
+.PHONY: clients
+clients: $(DEV_STAMP) $(NODE_STAMP) ## Write the OpenAPI document and the TypeScript types anew
+	$(BIN)/python -m clients.openapi
+	cd $(TYPESCRIPT) && npm run generate
+
+.PHONY: test-clients
+test-clients: setup $(NODE_STAMP) ## Type-check and test the TypeScript client (needs Node.js 20)
+	$(BIN)/python -m pytest -q -m node
 
 .PHONY: test-bulk
 test-bulk: setup ## Bulk jobs on a local Ray cluster, with workers killed

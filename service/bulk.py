@@ -6,6 +6,7 @@ must see the same folders. Needs the extra `bulk`.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,10 +93,11 @@ def run_job(job: BulkJob) -> None:
     where a worker fails for good.
     """
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
-    workers = job.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    workers = job.workers or max(1, int(cpus))
     size = _block_size(len(job.sources), workers)
     names = [str(source) for source in job.sources]
     blocks = [pa.table({"source": names[i : i + size]}) for i in range(0, len(names), size)]

@@ -148,7 +148,7 @@ class Recognizer:
         """Finish what is running and end the threads; the recognizer is of no use afterwards."""
         if self._loop.is_closed():
             return
-        self._call(self._pipeline.drain(CLOSE_SECONDS))
+        self._call(self._finish())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -167,6 +167,13 @@ class Recognizer:
 
     async def _start(self) -> None:
         self._pipeline.start()
+
+    async def _finish(self) -> None:
+        await self._pipeline.drain(CLOSE_SECONDS)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

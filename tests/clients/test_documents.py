@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from numpy.typing import NDArray
 
 from service.video import VideoWriter
@@ -29,7 +30,7 @@ COMMANDS = {
 }
 
 
-def examples() -> list[object]:
+def examples() -> list[ParameterSet]:
     found = []
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
