@@ -95,6 +95,31 @@ test-bulk: setup ## Bulk jobs on a local Ray cluster, with workers killed
 test-compose: setup ## Build the image and run the stack on a real Docker engine
 	REQUIRE_ENGINE=1 $(BIN)/python -m pytest -q tests/e2e/test_compose.py
 
+# --- long checks -------------------------------------------------------------------------------
+
+FUZZ_CASES ?= 20000
+FUZZ_SECONDS ?= 300
+SOAK_MINUTES ?= 30
+OVERLOAD_SECONDS ?= 300
+
+.PHONY: fuzz
+fuzz: setup ## 20,000 mutated photos, bodies and requests (FUZZ_CASES), 200 examples of each route
+	FUZZ_CASES=$(FUZZ_CASES) CONTRACT_EXAMPLES=200 $(BIN)/python -m pytest -q -o faulthandler_timeout=0 \
+	    tests/service/test_fuzz.py tests/service/test_contract_http.py
+
+.PHONY: fuzz-decoder
+fuzz-decoder: setup ## The decoder alone, guided by coverage (Atheris; Linux, FUZZ_SECONDS)
+	$(PIP) install --quiet atheris==3.0.0
+	$(BIN)/python -m tests.service.fuzz_decoder -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096
+
+.PHONY: soak
+soak: setup ## Half an hour at 80 % of capacity: memory, threads, files, answers (SOAK_MINUTES)
+	$(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES)
+
+.PHONY: overload
+overload: setup ## Ten times more photos than can be read (OVERLOAD_SECONDS)
+	$(BIN)/python -m benchmarks.overload --seconds $(OVERLOAD_SECONDS)
+
 # --- upkeep ------------------------------------------------------------------------------------
 
 .PHONY: lock

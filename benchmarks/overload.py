@@ -1,0 +1,107 @@
+"""Ten times more photos than the service can read: who is answered, how fast, at what memory.
+
+    python -m benchmarks.overload [--seconds 300] [--times 10] [--output benchmarks/results]
+
+First the best throughput is measured (closed loop, 8 clients), then photos (640 x 480, one face)
+are sent at `--times` that rate at random moments, while the health endpoints are asked ten times a
+second. The generator runs on the same machine and takes CPU from the service: how much is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clients import (
+    JPEG,
+    Ledger,
+    Sample,
+    milliseconds,
+    moments,
+    open_session,
+    post,
+    probe_health,
+    watch,
+)
+from benchmarks.photos import usual_photos
+from benchmarks.report import machine
+from benchmarks.servers import SERVICE, RunningServer, running
+
+PHOTOS, CLIENTS = 8, 8
+HEALTH_EVERY, SAMPLE_EVERY = 0.05, 1.0
+
+
+async def flood(
+    server: RunningServer, photos: list[bytes], rate: float, seconds: float
+) -> dict[str, Any]:
+    """Send photos at `rate` a second, however long the replies take."""
+    ledger, health, samples = Ledger(), list[float](), list[Sample]()
+    helpers = [
+        asyncio.create_task(probe_health(server.url, HEALTH_EVERY, health)),
+        asyncio.create_task(watch(server.process, SAMPLE_EVERY, samples)),
+    ]
+    started, cpu = time.perf_counter(), time.process_time()
+    async with open_session() as session:
+        tasks = []
+        for number, after in enumerate(moments(rate, seconds, np.random.default_rng(0))):
+            await asyncio.sleep(max(0.0, started + after - time.perf_counter()))
+            photo = photos[number % len(photos)]
+            tasks.append(asyncio.create_task(post(session, server.url, photo, JPEG, ledger)))
+        offered = time.perf_counter() - started
+        await asyncio.gather(*tasks)
+    elapsed = time.perf_counter() - started
+    for helper in helpers:
+        helper.cancel()
+    await asyncio.gather(*helpers, return_exceptions=True)
+    return {
+        "offered_per_second": round(ledger.sent / offered, 1),
+        **ledger.summary(elapsed),
+        "health_asked": len(health),
+        **milliseconds("health", health),
+        "rss_mb_first": samples[0].rss_mb,
+        "rss_mb_middle": samples[len(samples) // 2].rss_mb,
+        "rss_mb_last": samples[-1].rss_mb,
+        "rss_mb_peak": round(server.peak_mb(), 1),
+        "generator_cores": round((time.process_time() - cpu) / elapsed, 2),
+    }
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Best throughput, then the flood."""
+    photos = usual_photos("640x480", 1, PHOTOS)
+    for index, photo in enumerate(photos):
+        (folder / f"{index}.jpg").write_bytes(photo)
+    with running(SERVICE, []) as server:
+        closed = ("--clients", CLIENTS, "--seconds", options.best_seconds)
+        best = server.load(folder, *closed).load["photos_per_second"]
+        found = asyncio.run(flood(server, photos, options.times * best, options.seconds))
+    share = round(found["accepted_per_second"] / best, 3)
+    return {"best_per_second": best, "share_of_best": share, **found}
+
+
+def main() -> None:
+    """Measure; print and keep JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300, help="of the flood")
+    parser.add_argument("--best-seconds", type=float, default=20, help="of the closed loop")
+    parser.add_argument("--times", type=float, default=10, help="of the best throughput")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(options, Path(folder))
+    found = {"machine": machine(), "seconds": options.seconds, "times": options.times, **found}
+    text = json.dumps(found, indent=1)
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "overload.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

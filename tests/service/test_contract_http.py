@@ -1,0 +1,74 @@
+"""The service keeps to the OpenAPI document it serves: schemathesis, with every check on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import hypothesis
+import schemathesis
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
+from schemathesis.config import SchemathesisConfig
+
+from service.app import create_app
+from service.errors import ProblemError
+from service.settings import Settings, load_settings
+from tests.service.fuzzing import corpus
+from tests.service.serving import RunningServer
+
+EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "10"))
+# No schema can say which bytes are a photo, which options go together, or a model's name.
+REFUSED_ALL_THE_SAME = ["2xx", "304", "400", "404", "413", "415", "422"]
+# A client that asks for an answer within a millisecond is told that there is none.
+TOO_LATE = "504"
+CONFIG = SchemathesisConfig.from_dict(
+    {
+        "checks": {
+            "positive_data_acceptance": {"expected-statuses": [*REFUSED_ALL_THE_SAME, TOO_LATE]},
+            "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", TOO_LATE]},
+        },
+        "generation": {"mode": "all"},
+    }
+)
+
+PHOTOS = st.sampled_from(corpus())
+for media_type in ("image/jpeg", "image/png", "image/webp"):
+    schemathesis.openapi.media_type(media_type, PHOTOS)
+
+
+DOCUMENT = create_app(Settings()).openapi()
+schema = schemathesis.openapi.from_dict(DOCUMENT, config=CONFIG)
+
+
+@schema.parametrize()
+@hypothesis.settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+def test_service_keeps_to_its_document(case: schemathesis.Case[Any], server: RunningServer) -> None:
+    case.call_and_validate(base_url=server.url)
+
+
+def test_document_lists_every_status_that_an_error_has(server: RunningServer) -> None:
+    with server.client() as client:
+        assert client.get("/openapi.json").json() == DOCUMENT
+    # Where keys are asked for, there are errors more.
+    guarded = create_app(load_settings(api_keys="operations=" + "k" * 40)).openapi()
+    listed = {
+        int(status)
+        for methods in guarded["paths"].values()
+        for operation in methods.values()
+        for status in operation["responses"]
+    }
+    assert {error.status for error in problems(ProblemError)} <= listed
+
+
+def problems(root: type[ProblemError]) -> list[type[ProblemError]]:
+    found = [root] if hasattr(root, "status") else []
+    for kind in root.__subclasses__():
+        found += problems(kind)
+    return found
