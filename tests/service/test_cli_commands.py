@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.cli import COMMANDS, build_parser, main
+from service.pipeline import Networks
+
+PATIENCE_SECONDS = 120
+
+
+def lan_fer(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["model", "info"]])
+def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([*command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    if command != ["model"]:
+        assert "example" in text
+        assert "\n  lan-fer " in text
+
+
+def test_wrong_use_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ([], ["predicted"], ["predict"], ["predict", "a.jpg", "--every", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            build_parser().parse_args(wrong)
+        assert ended.value.code == 2
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
+def test_help_loads_neither_web_framework_nor_torch() -> None:
+    script = "import sys, service.cli; service.cli.build_parser(); "
+    script += "print(sorted({'fastapi', 'torch', 'ray', 'pyarrow'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_model_info(networks: Networks, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "info"]) == 0
+    text = capsys.readouterr().out
+    assert networks.classifier.contract.name in text
+    assert networks.detector.sha256 in text
+    assert f"{networks.classifier.contract.validation_accuracy:.6g}" in text
+    assert main(["model", "info", "--json"]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert reply["classifier"]["version"] == f"sha256:{networks.classifier.sha256}"
+    assert main(["model", "info", "--model-path", "no-such.onnx"]) == 1
+    assert "no-such.onnx" in capsys.readouterr().err
+
+
+def test_bench(tmp_path: Path, portrait_jpeg: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(portrait_jpeg)
+    command = ["bench", str(photo), "--seconds", "0.1"]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["photos"], report["faces"]) == (1, 1)
+    assert report["photos_per_second"] > 0
+    stages = report["milliseconds"]
+    assert set(stages) == {"decode", "detect", "classify", "queue", "total"}
+    assert 0 < stages["detect"]["median"] <= stages["total"]["p95"]
+    assert main(command) == 0
+    assert "photos a second" in capsys.readouterr().out
+    assert main(["bench", str(tmp_path / "none.jpg")]) == 1
+
+
+def test_trainings_commands_are_a_group() -> None:
+    listed = lan_fer("--help")
+    assert listed.returncode == 0
+    assert "training" in listed.stdout
+    group = lan_fer("training", "evaluate", "--help")
+    assert group.returncode == 0, group.stderr
+    assert "--split" in group.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("lan-fer ", {"serve", "predict", "bulk", "model", "bench"}),
+        ("lan-fer predict --explain ", {"attention", "evidence"}),
+        ("lan-fer serve --max-batch", {"--max-batch-images"}),
+    ],
+)
+def test_shell_completion(typed: str, offered: set[str], tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    lan_fer(
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(answer),
+        COMP_LINE=typed,
+        COMP_POINT=str(len(typed)),
+        _ARGCOMPLETE_SUPPRESS_SPACE="1",
+        IFS="\n",
+        _ARGCOMPLETE_IFS="\n",
+    )
+    assert offered <= {line.strip() for line in answer.read_text().split("\n")}
