@@ -2,25 +2,40 @@
 
 /**
  * What went wrong, in words for people. `passing`: trying the same again may help; retryAfter is
- * the time until then in seconds, or null.
+ * the time until then in seconds, or null; needsKey: it takes an API key, or another one.
  */
 export class Trouble extends Error {
-  constructor(message, { passing = true, retryAfter = null } = {}) {
+  constructor(message, { passing = true, retryAfter = null, needsKey = false } = {}) {
     super(message);
     this.passing = passing;
     this.retryAfter = retryAfter;
+    this.needsKey = needsKey;
   }
 }
 
 // Of those that put the request at fault, but not for good.
 const PASSING = [408, 429];
+const KEY_STATUSES = [401, 403];
+const KEY_HEADER = "X-API-Key";
+const KEY_STORE = "api-key"; // of this tab alone, and gone with it
 
 const TYPE_PREFIX = "urn:problem-type:lan-fer:";
+// Every problem that the service knows; a test holds the two together.
 const IN_WORDS = {
+  "missing-key": "This service asks for an API key.",
+  "unknown-key": "The service does not know this API key.",
+  "rate-limited": "This API key has been used as often as it may for now.",
   "empty-body": "The file is empty.",
+  "malformed-request": "The photo did not reach the service in one piece.",
+  "missing-image": "No photo reached the service.",
+  "invalid-option": "The service does not take what was asked for.",
+  "not-acceptable": "The service cannot answer in the way this page reads.",
+  "headers-too-large": "The browser sent too many headers; cookies of this address may be the cause.",
+  "unknown-model": "The service runs another network than was asked for.",
   "slow-request": "The upload was too slow.",
   "payload-too-large": "The file is too large.",
   "image-too-large": "The photo has too many pixels; make it smaller.",
+  "too-many-images": "These are more photos at once than the service takes.",
   "unsupported-media-type": "This is no picture the service can read.",
   "invalid-image": "The picture is broken or cut off.",
   "overloaded": "The service is busy.",
@@ -51,11 +66,22 @@ export function predictAddress(options) {
   return address;
 }
 
-/** The command that gets the same answer in a POSIX shell. */
+/** Send this API key from now on. */
+export function useKey(key) {
+  sessionStorage.setItem(KEY_STORE, key);
+}
+
+function keyHeader() {
+  const key = sessionStorage.getItem(KEY_STORE);
+  return key ? { [KEY_HEADER]: key } : {};
+}
+
+/** The command that gets the same answer in a POSIX shell; an API key is not in it. */
 export function curlLine(name, options) {
   const plain = /^[^",;\\]*$/.test(name);
   const path = plain ? name : `"${name.replace(/["\\]/g, "\\$&")}"`;
-  return `curl --form ${quoted(`file=@${path}`)} ${quoted(predictAddress(options).href)}`;
+  const key = keyHeader()[KEY_HEADER] ? `--header "${KEY_HEADER}: $API_KEY" ` : "";
+  return `curl ${key}--form ${quoted(`file=@${path}`)} ${quoted(predictAddress(options).href)}`;
 }
 
 function quoted(text) {
@@ -65,7 +91,8 @@ function quoted(text) {
 async function fetchJson(address, init) {
   let response;
   try {
-    response = await fetch(address, { ...init, headers: { Accept: "application/json" } });
+    const headers = { Accept: "application/json", ...keyHeader() };
+    response = await fetch(address, { ...init, headers });
     if (response.ok) return await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -82,10 +109,11 @@ async function troubleOf(response) {
     problem.detail ?? `It answered with status ${response.status}.`,
   ];
   if (response.status === 500 && problem.request_id) said.push(`Request ${problem.request_id}.`);
-  if (retryAfter > 0) said.push(`Try again in ${retryAfter} s.`);
+  const needsKey = KEY_STATUSES.includes(response.status);
   return new Trouble(said.join(" "), {
-    passing: response.status >= 500 || PASSING.includes(response.status),
+    passing: needsKey || response.status >= 500 || PASSING.includes(response.status),
     retryAfter: retryAfter > 0 ? retryAfter : null,
+    needsKey,
   });
 }
 

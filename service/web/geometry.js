@@ -37,6 +37,11 @@ function similarity(points, targets) {
   return { a, b, e: tx - a * px + b * py, f: ty - b * px - a * py };
 }
 
+/** The similarity that undoes `matrix`, both as the six numbers of an SVG matrix. */
+export function undone([a, b, , , e, f]) {
+  return inverse({ a, b, e, f });
+}
+
 function inverse({ a, b, e, f }) {
   const square = a * a + b * b;
   const [c, s] = [a / square, -b / square];

@@ -6,7 +6,7 @@ const SEQUENTIAL = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", 
   "f7d13d", "fcffa4"].map(rgb);
 const DIVERGING = ["1848b0", "6ea0e6", "f5f5f5", "eb8269", "a81024"].map(rgb);
 
-/** A data: address of a square PNG of `grid` (rows of numbers); opacity grows with magnitude. */
+/** A square canvas with `grid` (rows of numbers) on it; opacity grows with magnitude. */
 export function heatPicture(grid, { signed }) {
   const values = normalised(grid, signed);
   const canvas = document.createElement("canvas");
@@ -23,7 +23,7 @@ export function heatPicture(grid, { signed }) {
     }
   }
   context.putImageData(picture, 0, 0);
-  return canvas.toDataURL();
+  return canvas;
 }
 
 /** Attention clipped to 0..1; evidence divided by its largest magnitude. */

@@ -2,29 +2,32 @@
 
 import { describeModel } from "./api.js";
 import { html } from "./dom.js";
+import { askForKey } from "./key.js";
+import { patiently } from "./patience.js";
 import { PhotoCard } from "./photo.js";
 import { openCamera, WebcamCard } from "./webcam.js";
 
 const at = (id) => document.getElementById(id);
 const cards = [];
+// Between questions to a service that does not say when to ask again.
+const PAUSE_S = 3;
 const progress = { done: 0, asked: 0 };
 let turn = Promise.resolve();
-let model = null;
+const model = askUntilTold();
 
 const page = {
-  /** Run `work` when all before it is done: the service gets one photo of this page at a time. */
-  queue(work) {
-    const result = turn.then(work);
+  /**
+   * Run `work` when all before it is done: the service gets one photo of this page at a time.
+   * tell(text) hears why it is tried again, where it is.
+   */
+  queue(work, tell) {
+    const result = turn.then(() => patiently(work, tell));
     turn = result.catch(() => {});
     return result;
   },
 
-  /** The contract of the expression network, asked for once. Rejects with Trouble. */
+  /** The contract of the expression network, once the service has told it. */
   async contract() {
-    model ??= describeModel().catch((error) => {
-      model = null;
-      throw error;
-    });
     return (await model).classifier.contract;
   },
 
@@ -73,9 +76,9 @@ function showProgress() {
   if (done === asked) Object.assign(progress, { done: 0, asked: 0 });
 }
 
-function complain(text) {
-  if (at("trouble").textContent === text) return; // a screen reader need not say it again
-  at("trouble").replaceChildren(html("p", { class: "problem" }, text));
+function complain(text, place = "trouble") {
+  if (at(place).textContent === text) return; // a screen reader need not say it again
+  at(place).replaceChildren(html("p", { class: "problem" }, text));
 }
 
 function takeTransfer(event) {
@@ -101,16 +104,26 @@ async function startWebcam() {
   }
 }
 
-async function nameModel() {
-  try {
-    await page.contract();
-    const { classifier } = await model;
-    at("model").textContent = `Network: ${classifier.name}. Licence: ${classifier.licence}.`;
-    at("trouble").replaceChildren();
-  } catch (error) {
-    complain(error.message);
-    if (error.retryAfter) setTimeout(nameModel, 1000 * error.retryAfter);
+/** The reply of GET /model, however long the service takes to start or somebody to give a key. */
+async function askUntilTold() {
+  for (;;) {
+    try {
+      const told = await describeModel();
+      at("service-trouble").replaceChildren();
+      const { classifier } = told;
+      at("model").textContent = `Network: ${classifier.name}. Licence: ${classifier.licence}.`;
+      return told;
+    } catch (error) {
+      if (error.needsKey) await askForKey(error.message);
+      else await sayAndWait(error);
+    }
   }
+}
+
+async function sayAndWait(error) {
+  const seconds = error.retryAfter ?? PAUSE_S;
+  complain(`${error.message} Trying again in ${seconds} s.`, "service-trouble");
+  await new Promise((resolve) => { setTimeout(resolve, 1000 * seconds); });
 }
 
 at("pick").addEventListener("change", ({ target }) => {
@@ -127,4 +140,3 @@ document.addEventListener("dragover", (event) => {
 document.addEventListener("dragleave", ({ relatedTarget }) => {
   if (relatedTarget === null) document.body.classList.remove("dragging");
 });
-nameModel();

@@ -1,13 +1,14 @@
 /** What was read in a face: expression, bars, head pose, and what to lay over the photo. */
 
 import { html, setText } from "./dom.js";
-import { capitalised, percent, poseInDegrees, poseInWords, warning } from "./words.js";
+import { capitalised, decimal, percent, poseInDegrees, poseInWords, warning } from "./words.js";
 
 const MAPS = [["none", "Nothing"], ["attention", "Attention"], ["evidence", "Evidence"]];
 const LEGENDS = {
   none: "",
   attention: "Attention: where the network looked, whatever it saw there.",
 };
+const ENDS = { attention: ["ignored", "looked at"], evidence: ["against", "for"] };
 let panels = 0;
 
 export class Panel {
@@ -17,7 +18,8 @@ export class Panel {
   #bars = html("ul", { class: "bars" });
   #pose = html("p", { class: "muted" });
   #legend = html("p", { class: "muted legend" });
-  #scale = html("span", { class: "scale", "aria-hidden": "true" });
+  #scale = html("div", { class: "scale", "aria-hidden": "true" },
+    html("span"), html("span", { class: "colours" }), html("span"));
   #notes = html("p", { class: "muted" });
   #maps;
   #opacity;
@@ -25,15 +27,17 @@ export class Panel {
   #choose;
 
   /** `choose` has face(index), map(kind), label(expression) and opacity(share). */
-  constructor(choose) {
+  constructor(closeUp, choose) {
     this.#choose = choose;
     this.#maps = this.#mapChoice();
     this.#opacity = this.#opacitySlider();
     this.root = html("div", { class: "panel" },
-      this.#faces, this.#answer, this.#warning,
+      this.#faces,
+      html("div", { class: "headline" }, closeUp, html("div", {}, this.#answer, this.#pose)),
+      this.#warning,
       html("div", {}, html("p", { class: "muted" },
         "Probabilities. Choose one to see the evidence for it."), this.#bars),
-      this.#pose, this.#maps, this.#opacity,
+      this.#maps, this.#opacity,
       html("div", {}, this.#scale, this.#legend), this.#notes);
   }
 
@@ -41,7 +45,8 @@ export class Panel {
   update(reply, state) {
     const face = reply.faces[state.face];
     setText(this.#notes, reply.notes.join(" "));
-    for (const part of this.root.children) part.hidden = !face && part !== this.#answer;
+    for (const part of this.root.children) part.hidden = !face && !part.contains(this.#answer);
+    this.#pose.hidden = !face;
     this.#answer.classList.toggle("none", !face);
     this.#notes.hidden = reply.notes.length === 0;
     this.#updateFaces(reply, state.face);
@@ -94,6 +99,9 @@ export class Panel {
     this.#slider.value = String(Math.round(100 * opacity));
     this.#opacity.hidden = this.#scale.hidden = this.#legend.hidden = map === "none";
     this.#scale.className = `scale ${map}`;
+    const [low, high] = ENDS[map] ?? ["", ""];
+    setText(this.#scale.firstChild, low);
+    setText(this.#scale.lastChild, high);
     setText(this.#legend, LEGENDS[map] ?? evidenceLegend(evidence, label));
   }
 
@@ -117,7 +125,7 @@ export class Panel {
 function evidenceLegend(evidence, label) {
   const meaning = `Evidence for ${label}: red speaks for it, blue against.`;
   if (evidence?.class !== label) return `${meaning} Asking for it…`;
-  return `${meaning} It adds up to a logit of ${evidence.logit.toFixed(2)}.`;
+  return `${meaning} It adds up to a logit of ${decimal(evidence.logit)}.`;
 }
 
 /** Make `parent` have `count` children, so that those that stay keep the focus. */

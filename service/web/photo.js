@@ -2,7 +2,7 @@
 
 import { predict } from "./api.js";
 import { html } from "./dom.js";
-import { summary } from "./words.js";
+import { later, summary } from "./words.js";
 import { ResultView } from "./view.js";
 
 export class PhotoCard {
@@ -17,7 +17,7 @@ export class PhotoCard {
   #remove;
   #address;
 
-  /** `page` has queue(work), contract(), say(text) and removed(card). */
+  /** `page` has queue(work, tell), contract(), say(text) and removed(card). */
   constructor(photo, page) {
     this.#photo = photo;
     this.#page = page;
@@ -56,6 +56,7 @@ export class PhotoCard {
       const contract = await this.#page.contract();
       this.#answers.set(key, this.#answers.get(key) ?? await this.#read(options));
       this.#trouble.replaceChildren();
+      this.root.classList.remove("refused");
       if (key === JSON.stringify(this.#view.options)) {
         this.#view.show(this.#answers.get(key), contract);
       }
@@ -73,9 +74,14 @@ export class PhotoCard {
     this.root.setAttribute("aria-busy", "true");
     return this.#page.queue(() => {
       this.#stopping.signal.throwIfAborted();
-      this.#state.textContent = "Reading…";
+      this.#wait("Reading…");
       return predict(this.#photo, options, this.#stopping.signal);
-    });
+    }, (text) => this.#wait(text));
+  }
+
+  #wait(text) {
+    this.#state.textContent = text;
+    this.#state.hidden = false;
   }
 
   #tell(error) {
@@ -86,8 +92,10 @@ export class PhotoCard {
         this.start();
       },
     }, "Try again");
+    this.root.classList.toggle("refused", !error.passing && !this.#answers.size);
+    const when = error.retryAfter ? ` It may work ${later(error.retryAfter)}.` : "";
     this.#trouble.replaceChildren(html("div", { class: "problem" },
-      html("p", {}, error.message), ...(error.passing ? [again] : [])));
+      html("p", {}, error.message + when), ...(error.passing ? [again] : [])));
   }
 
   #close() {

@@ -55,7 +55,7 @@ export class Stage {
       element.setAttribute("height", heat.size);
       element.setAttribute("transform", transform);
     }
-    this.#picture.setAttribute("href", heat.picture);
+    this.#picture.setAttribute("href", heat.picture.toDataURL());
   }
 
   /** Opacity of what is laid over, 0 to 1. */

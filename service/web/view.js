@@ -1,6 +1,7 @@
 /** A photo or video, what was read in it, and the JSON it came from. */
 
 import { curlLine, prettyJson } from "./api.js";
+import { CloseUp } from "./closeup.js";
 import { html, setText } from "./dom.js";
 import { cropToPhoto } from "./geometry.js";
 import { heatPicture } from "./heat.js";
@@ -13,6 +14,7 @@ export class ResultView {
   #panel;
   #reply = null;
   #name;
+  #closeUp;
   #curl = html("code");
   #json = html("code");
   #details;
@@ -24,7 +26,8 @@ export class ResultView {
     this.#name = name;
     this.#onAsk = onAsk;
     this.stage = new Stage(media, (face) => this.#choose({ face }));
-    this.#panel = new Panel({
+    this.#closeUp = new CloseUp(media);
+    this.#panel = new Panel(this.#closeUp.root, {
       face: (face) => this.#choose({ face }),
       map: (map) => this.#choose({ map, label: null }),
       label: (label) => this.#choose({ map: "evidence", label }),
@@ -65,6 +68,7 @@ export class ResultView {
   #setOpacity(opacity) {
     this.#state.opacity = opacity;
     this.stage.setOpacity(opacity);
+    this.#closeUp.setOpacity(opacity);
   }
 
   #draw() {
@@ -73,17 +77,20 @@ export class ResultView {
     const label = face && map === "evidence" ? this.#label : null;
     this.#panel.update(this.#reply, { ...this.#state, label });
     this.stage.outline(this.#reply, index);
-    this.stage.layOver(face ? this.#heat(face) : null);
+    const matrix = face ? cropToPhoto(face.landmarks, this.#contract.template) : null;
+    const size = this.#contract.input_size;
+    const picture = matrix && this.#heat(face);
+    this.stage.layOver(picture && { matrix, size, picture });
+    this.#closeUp.show(matrix && { matrix, size, picture, photo: this.#reply.image });
     this.#writeSource();
   }
 
   #heat(face) {
-    const matrix = cropToPhoto(face.landmarks, this.#contract.template);
     const signed = this.#state.map === "evidence";
     const shown = signed ? face.evidence : face.attention;
     const other = signed && shown?.class !== this.#label;
-    if (this.#state.map === "none" || !matrix || other) return null;
-    return { matrix, size: this.#contract.input_size, picture: heatPicture(shown.grid, { signed }) };
+    if (this.#state.map === "none" || other) return null;
+    return heatPicture(shown.grid, { signed });
   }
 
   #writeSource() {

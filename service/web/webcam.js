@@ -86,15 +86,20 @@ export class WebcamCard {
       const reply = await this.#page.queue(async () => {
         const frame = await this.#frame();
         return predict(frame, this.#view.options, this.#stopping.signal);
-      });
+      }, (text) => this.#tell(text));
       this.#trouble.replaceChildren();
       this.#view.show(reply, contract);
       return 0;
     } catch (error) {
       if (error.name === "AbortError") return 0;
-      this.#trouble.replaceChildren(html("p", { class: "problem" }, error.message));
+      this.#tell(error.message);
       return error.retryAfter ?? PAUSE_AFTER_TROUBLE_S;
     }
+  }
+
+  #tell(text) {
+    if (this.#trouble.textContent === text) return; // a screen reader need not say it again
+    this.#trouble.replaceChildren(html("p", { class: "problem" }, text));
   }
 
   async #frame() {

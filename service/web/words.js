@@ -3,6 +3,7 @@
 // Beyond these an answer is more guess than reading.
 const MOST_DEGREES = 45;
 const FEWEST_PIXELS = 40;
+const LEAST_SHARPNESS = 0.002;
 const LEAST_CONFIDENCE = 0.5;
 // Below this a head counts as facing the camera: five landmarks are about 10 degrees off.
 const ABOUT_STRAIGHT = 15;
@@ -17,12 +18,17 @@ export function percent(share) {
   return PERCENT.format(share);
 }
 
+/** "−1.52", with a true minus sign. */
+export function decimal(number) {
+  return number.toFixed(2).replace("-", "−");
+}
+
 export function capitalised(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** Why the answer for a face should not be trusted, or "" where nothing speaks against it. */
-export function warning({ box, head_pose: pose, expression }) {
+export function warning({ box, head_pose: pose, sharpness, expression }) {
   const reasons = [];
   if (Math.abs(pose.yaw) > MOST_DEGREES) reasons.push("the head is turned far to the side");
   if (Math.abs(pose.pitch) > MOST_DEGREES) {
@@ -30,6 +36,7 @@ export function warning({ box, head_pose: pose, expression }) {
   }
   const pixels = Math.min(box.x2 - box.x1, box.y2 - box.y1);
   if (pixels < FEWEST_PIXELS) reasons.push(`the face is only ${Math.round(pixels)} pixels wide`);
+  if (sharpness < LEAST_SHARPNESS) reasons.push("the face is blurred");
   if (expression.confidence < LEAST_CONFIDENCE) reasons.push("no expression stands out");
   return reasons.length ? `Do not rely on this answer: ${listed(reasons)}.` : "";
 }
@@ -48,6 +55,13 @@ export function poseInWords({ yaw, pitch, roll }) {
 export function poseInDegrees(pose) {
   return ["yaw", "pitch", "roll"].map((axis) => `${axis} ${Math.round(pose[axis])}°`).join(", ")
     .replaceAll("-", "−");
+}
+
+/** "in 40 s", "in 5 min", "in 24 h"; never sooner than it is. */
+export function later(seconds) {
+  if (seconds < 100) return `in ${seconds} s`;
+  if (seconds < 100 * 60) return `in ${Math.ceil(seconds / 60)} min`;
+  return `in ${Math.ceil(seconds / 3600)} h`;
 }
 
 /** A line on all faces of a photo. */

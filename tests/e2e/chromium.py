@@ -29,6 +29,28 @@ ARGUMENTS = (
 )
 # Only bounds how long a broken test hangs.
 PATIENCE_MS = 90_000.0
+# Counted in the page, where an answer has come once its body is read: Playwright hears of that
+# later, maybe after the next request.
+COUNT_IN_FLIGHT = """
+  window.inFlight = { now: 0, most: 0 };
+  const send = window.fetch;
+  window.fetch = async (address, init) => {
+    if (new URL(address).pathname !== "/predict") return send(address, init);
+    const counted = window.inFlight;
+    counted.now += 1;
+    counted.most = Math.max(counted.most, counted.now);
+    const gone = () => { counted.now -= 1; };
+    try {
+      const response = await send(address, init);
+      const read = response.json.bind(response);
+      response.json = () => read().finally(gone);
+      return response;
+    } catch (error) {
+      gone();
+      throw error;
+    }
+  };
+"""
 WIDTH = 1280
 
 
@@ -40,8 +62,6 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     addresses: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
-    in_flight: int = 0
-    most_in_flight: int = 0
 
     def watch(self) -> None:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -55,8 +75,7 @@ class Visit:
             ),
         )
         self.page.on("request", self._began)
-        self.page.on("requestfinished", self._ended)
-        self.page.on("requestfailed", self._ended)
+        self.page.add_init_script(COUNT_IN_FLIGHT)
 
     def _began(self, request: Request) -> None:
         url = httpx.URL(request.url)
@@ -64,11 +83,11 @@ class Visit:
             self.addresses.add(f"{url.scheme}://{url.netloc.decode()}")
         if url.path == "/predict":
             self.asked.append(url.query.decode())
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
-    def _ended(self, request: Request) -> None:
-        self.in_flight -= httpx.URL(request.url).path == "/predict"
+    def most_in_flight(self) -> int:
+        """Photos sent and not yet answered, at the worst."""
+        most: int = self.page.evaluate("window.inFlight.most")
+        return most
 
     def pick(self, *photos: tuple[str, bytes]) -> None:
         payloads: list[FilePayload] = [

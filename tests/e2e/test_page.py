@@ -6,10 +6,10 @@ failure. Screenshots go to $PAGE_SCREENSHOTS, for people to look at.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shlex
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import StartupError
-from service.faces.alignment import similarity_transform
+from service.faces.alignment import similarity_transform, warp_crop
 from service.pipeline import Networks
 from service.settings import Settings
 from tests.e2e.chromium import WIDTH, Visit, chromium, visiting
@@ -34,9 +34,7 @@ with suppress(ImportError):  # the fixture `browser` says so
     from playwright.sync_api import Browser, expect
 
 TEXT = b"This is a text."
-UNFINISHED_UPLOAD = (
-    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
-)
+KEY = "0123456789abcdef"
 
 pytestmark = pytest.mark.browser
 
@@ -107,7 +105,7 @@ def test_dropped_and_pasted_photos_stand_side_by_side(visit: Visit, portrait_jpe
     expect(cards).to_have_count(3)
     tops = [cards.nth(i).evaluate("card => card.offsetTop") for i in range(3)]
     assert len(set(tops)) == 1
-    assert visit.most_in_flight == 1
+    assert visit.most_in_flight() == 1
     cards.nth(1).get_by_role("button", name="Remove").click()
     expect(cards).to_have_count(2)
     expect(cards.nth(1).get_by_role("button", name="Remove")).to_be_focused()
@@ -115,7 +113,9 @@ def test_dropped_and_pasted_photos_stand_side_by_side(visit: Visit, portrait_jpe
 
 def test_a_paste_without_a_file_is_explained(visit: Visit) -> None:
     visit.hand_over("paste", [])
-    expect(visit.page.get_by_role("alert").first).to_contain_text("no photo in it")
+    expect(visit.page.locator("#trouble")).to_contain_text("no photo in it")
+    expect(visit.page.locator("#model")).not_to_be_empty()
+    expect(visit.page.locator("#trouble")).to_contain_text("no photo in it")
 
 
 def test_a_bar_shows_the_evidence_for_its_expression(
@@ -127,7 +127,7 @@ def test_a_bar_shows_the_evidence_for_its_expression(
     anger = visit.page.get_by_role("button", name="anger")
     anger.focus()
     visit.page.keyboard.press("Enter")
-    logit = f"{answer['faces'][0]['evidence']['logit']:.2f}"
+    logit = f"{answer['faces'][0]['evidence']['logit']:.2f}".replace("-", "−")
     expect(visit.page.locator(".legend")).to_contain_text("Evidence for anger")
     expect(visit.page.locator(".legend")).to_contain_text(logit)
     expect(anger).to_have_attribute("aria-pressed", "true")
@@ -189,25 +189,52 @@ def test_a_tiny_face_is_not_to_be_relied_on(visit: Visit, portrait: NDArray[np.u
 
 
 @pytest.mark.parametrize(
-    ("pose", "confidence", "words"),
+    ("pose", "sharpness", "confidence", "words"),
     [
-        ((0, 0, 80), 0.6, ""),
-        ((-46, 0, 0), 0.9, "Do not rely on this answer: the head is turned far to the side."),
-        ((0, 50, 0), 0.4, "Do not rely on this answer: the head is tilted far down and no"),
+        ((0, 0, 80), 0.01, 0.6, ""),
+        ((-46, 0, 0), 0.01, 0.9, "Do not rely on this answer: the head is turned far to the side."),
+        ((0, 50, 0), 0.01, 0.4, "Do not rely on this answer: the head is tilted far down and no"),
+        ((0, 0, 0), 0.0019, 0.9, "Do not rely on this answer: the face is blurred."),
     ],
 )
 def test_what_speaks_against_an_answer_is_said(
-    visit: Visit, pose: tuple[int, int, int], confidence: float, words: str
+    visit: Visit, pose: tuple[int, int, int], sharpness: float, confidence: float, words: str
 ) -> None:
     face = {
         "box": {"x1": 0, "y1": 0, "x2": 40, "y2": 50},
         "head_pose": dict(zip(("yaw", "pitch", "roll"), pose, strict=True)),
+        "sharpness": sharpness,
         "expression": {"label": "fear", "confidence": confidence},
     }
     script = "face => import('/web/words.js').then(({ warning }) => warning(face))"
     said = visit.page.evaluate(script, face)
     assert said.startswith(words)
     assert bool(said) == bool(words)
+
+
+def test_a_blurred_face_is_not_to_be_relied_on(visit: Visit, portrait: NDArray[np.uint8]) -> None:
+    soft = cv2.GaussianBlur(portrait, (0, 0), 5)
+    visit.pick(("soft.png", png(np.asarray(soft, np.uint8))))
+    expect(visit.page.locator(".warning")).to_contain_text("the face is blurred")
+    visit.screenshot("blurred")
+
+
+def test_the_close_up_is_the_crop(
+    visit: Visit, networks: Networks, portrait: NDArray[np.uint8], answer: dict[str, Any]
+) -> None:
+    visit.pick(("portrait.png", png(portrait)))
+    visit.page.get_by_label("Nothing").check()
+    address = visit.page.locator(".close-up").evaluate("canvas => canvas.toDataURL()")
+    shown = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    contract = networks.classifier.contract
+    landmarks = list(answer["faces"][0]["landmarks"].values())
+    matrix = similarity_transform(landmarks, contract.template)
+    crop = warp_crop(portrait, matrix, contract.input_size)
+    small = np.asarray(
+        shown.resize((contract.input_size, contract.input_size), Image.Resampling.BOX)
+    )
+    # Two ways of sampling the same pixels; shifted by a pixel they differ by more than twice this.
+    assert np.abs(small.astype(float) - crop).mean() < 3
 
 
 def test_a_photo_without_a_face_says_so(visit: Visit) -> None:
@@ -224,6 +251,7 @@ def test_json_and_curl_are_those_of_the_answer(
     visit.page.get_by_role("button", name="anger").click()
     expect(visit.page.locator(".legend")).to_contain_text("logit")
     visit.page.get_by_text("JSON and curl").click()
+    expect(visit.page.locator("pre").nth(1)).to_contain_text('"evidence"')
     line, shown = (visit.page.locator("pre").nth(i).inner_text() for i in range(2))
     command, option, form, address = shlex.split(line)
     assert (command, option) == ("curl", "--form")
@@ -243,21 +271,55 @@ def test_problems_of_a_photo_are_said_in_words(visit: Visit, portrait_jpeg: byte
     expect(visit.page.get_by_role("button", name="Try again")).to_have_count(0)
 
 
-def test_an_overloaded_service_is_tried_again(
+def test_a_busy_service_is_tried_again_when_it_says_so(
     browser: Browser, serve: Serve, portrait_jpeg: bytes
 ) -> None:
     busy = serve(max_in_flight_images=1)
     with visiting(browser, busy.url) as visit:
-        problem = visit.page.locator(".card .problem")
-        with socket.create_connection(busy.address) as other:
-            other.sendall(UNFINISHED_UPLOAD)
-            wait_until(lambda: busy.state.lifecycle.in_flight == 1)
-            visit.pick(("portrait.jpg", portrait_jpeg))
-            expect(problem).to_contain_text("The service is busy. 1 images are in flight")
-            expect(problem).to_contain_text("Try again in 1 s.")
-        wait_until(lambda: busy.state.lifecycle.in_flight == 0)
-        visit.page.get_by_role("button", name="Try again").click()
+        expect(visit.page.locator("#model")).not_to_be_empty()
+        with busy.state.lifecycle.admit_image():
+            visit.hand_over("drop", [portrait_jpeg])
+            waiting = visit.page.locator(".waiting")
+            expect(waiting).to_contain_text("The service is busy. 1 images are in flight")
+            expect(waiting).to_contain_text("Trying again in 1 s.")
         expect(visit.page.locator(".answer")).to_contain_text("Happiness")
+
+
+def test_an_answer_that_took_too_long_can_be_asked_for_again(
+    browser: Browser, serve: Serve, portrait_jpeg: bytes
+) -> None:
+    with visiting(browser, serve(deadline_ms=1).url) as visit:
+        visit.pick(("portrait.jpg", portrait_jpeg))
+        expect(visit.page.locator(".card .problem")).to_contain_text("The answer took too long.")
+        visit.page.get_by_role("button", name="Try again").click()
+        expect(visit.page.locator(".waiting")).to_be_hidden()
+        assert len(visit.asked) == 2
+
+
+def test_an_api_key_is_asked_for_and_its_limit_said(
+    browser: Browser, serve: Serve, portrait_jpeg: bytes
+) -> None:
+    guarded = serve(api_keys=f"page={KEY}", rate_limit="1/year")
+    with visiting(browser, guarded.url) as visit:
+        page, key = visit.page, visit.page.get_by_label("API key")
+        trouble = page.locator("#service-trouble")
+        expect(trouble).to_contain_text("This service asks for an API key.")
+        visit.hand_over("drop", [portrait_jpeg])
+        visit.screenshot("key")
+        key.fill("wrong" + KEY)
+        key.press("Enter")
+        expect(trouble).to_contain_text("The service does not know this API key.")
+        key.fill(KEY)
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.locator(".answer")).to_contain_text("Happiness")
+        expect(key).to_be_hidden()
+        page.get_by_text("JSON and curl").click()
+        expect(page.locator("pre").first).to_contain_text('--header "X-API-Key: $API_KEY"')
+        visit.hand_over("paste", [portrait_jpeg])
+        problem = page.locator(".card .problem")
+        expect(problem).to_contain_text("This API key has been used as often as it may for now.")
+        expect(problem).to_contain_text("It may work in ")
+        assert KEY not in page.content()
 
 
 def test_a_starting_service_is_waited_for(browser: Browser, networks: Networks) -> None:
@@ -271,9 +333,9 @@ def test_a_starting_service_is_waited_for(browser: Browser, networks: Networks) 
     with starting(Settings(), load, failures.append) as server:
         try:
             with visiting(browser, server.url) as visit:
-                trouble = visit.page.locator("#trouble")
+                trouble = visit.page.locator("#service-trouble")
                 expect(trouble).to_contain_text("The service is not ready. The service is starting")
-                expect(trouble).to_contain_text("Try again in 1 s.")
+                expect(trouble).to_contain_text("Trying again in 1 s.")
                 gate.set()
                 expect(trouble).to_be_empty()
                 name = networks.classifier.contract.name
@@ -295,7 +357,7 @@ def test_the_webcam_is_read_one_frame_at_a_time(visit: Visit) -> None:
     expect(visit.page.locator(".card")).to_have_count(0)
     expect(visit.page.get_by_role("button", name="Use the webcam")).to_be_enabled()
     assert len(visit.asked) > 2
-    assert visit.most_in_flight == 1
+    assert visit.most_in_flight() == 1
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, WIDTH), (True, WIDTH), (True, 360)])

@@ -5,6 +5,7 @@ import re
 import httpx
 import pytest
 
+from service.errors import ProblemError
 from tests.service.serving import assert_problem
 
 
@@ -66,3 +67,13 @@ def test_the_page_is_no_part_of_the_api_document(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert "/predict" in paths
     assert not [path for path in paths if path == "/" or path.startswith("/web")]
+
+
+def test_the_page_has_words_for_every_problem(client: httpx.Client) -> None:
+    said = set(re.findall(r'^  "([a-z-]+)": "', client.get("/web/api.js").text, re.MULTILINE))
+    assert {error.slug for error in leaves(ProblemError)} <= said
+
+
+def leaves(kind: type[ProblemError]) -> set[type[ProblemError]]:
+    below = {leaf for child in kind.__subclasses__() for leaf in leaves(child)}
+    return below or {kind}
