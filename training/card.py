@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract import ModelContract
 from service.expression import ExpressionModel
 from training.assessment import slices
 from training.calibration import coverage_curve, cross_fitted_error, reliability
@@ -42,6 +43,8 @@ class Recipe:
     """The run that was measured in its place, where it was trained on the validation images."""
     seen: float | None
     """Then also: its own accuracy on those images."""
+    dataset: str
+    """Name in the registry, for the command that measures it again."""
 
 
 def write_card(path: Path, assessment: Assessment, recipe: Recipe) -> None:
@@ -56,8 +59,8 @@ def write_card(path: Path, assessment: Assessment, recipe: Recipe) -> None:
         "## Accuracy\n\n" + _accuracy(assessment, recipe),
         f"![Reliability, confusion and coverage on the validation split]({picture.name})",
         "## Training\n\n" + _training(assessment, recipe),
-        LICENCES,
-        INTENDED_USE,
+        _licences(assessment.model.contract, recipe),
+        _intended_use(assessment.model.contract),
     )
     path.write_text("\n\n".join(sections) + "\n")
 
@@ -74,8 +77,14 @@ def _what(assessment: Assessment) -> str:
 
 
 def _measured(assessment: Assessment, recipe: Recipe) -> str:
-    dataset = assessment.model.contract.dataset
-    ours = f"{dataset} validation, majority protocol, faces found and aligned by the service's code"
+    contract = assessment.model.contract
+    protocol = (
+        contract.protocol.rpartition("; ")[0] or contract.protocol
+    )  # without what was learnt from
+    ours = (
+        f"validation split of {contract.dataset} ({protocol}), faces found and aligned by the "
+        "service's code"
+    )
     if recipe.seen is None:
         return f"Measured on the exported file: {ours}."
     return (
@@ -100,7 +109,7 @@ def _accuracy(assessment: Assessment, recipe: Recipe) -> str:
     error = reliability(evaluation, contract.temperature).error
     lines = [
         f"{_measured(assessment, recipe)} The test split was not looked at; what was measured was "
-        "trained on no validation image and on none that is byte for byte the same. Head pose is "
+        f"trained on no validation image{WITHOUT_TWINS.get(contract.dataset, '')}. Head pose is "
         "the larger of yaw and pitch, estimated from five landmarks.",
         "",
         "| slice | images | accuracy | mean recall |",
@@ -117,7 +126,7 @@ def _accuracy(assessment: Assessment, recipe: Recipe) -> str:
         "without it.",
         "",
         "```sh",
-        "python -m training evaluate --data DATA --model models/lan_mobilefacenet_ferplus.onnx",
+        f"python -m training evaluate --dataset {recipe.dataset} --data DATA --model MODEL.onnx",
         "```",
     ]
     return "\n".join(lines)
@@ -131,8 +140,7 @@ def _training(assessment: Assessment, recipe: Recipe) -> str:
         *_targets(config),
         f"Backbone from `{origin['weights']}`, all of it trained{_freezing(config)}",
         *_start(config, origin),
-        "Guidance maps: K-means on the features of the pretrained face-recognition backbone, "
-        f"before any training on expressions; alpha {config.alpha:g}; fusion {config.fusion}",
+        *_guidance(config, origin),
         f"{config.optimizer} at a peak rate of {config.learning_rate:g}, batch "
         f"{config.batch_size}, warm-up and cosine over {config.epochs} epochs; the weights are the "
         f"exponential moving average after epoch {recipe.run.epoch}",
@@ -141,8 +149,22 @@ def _training(assessment: Assessment, recipe: Recipe) -> str:
     return ". ".join(sentences) + "."
 
 
+def _guidance(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
+    if config.fusion == "none":
+        return ["The backbone alone, without attention"]
+    fusion = f"Fusion {config.fusion}"
+    if not config.alpha:
+        return [f"{fusion}, without guidance (alpha 0)"]
+    random = origin["weights"] == "random"
+    features = "backbone as it began" if random else "pretrained face-recognition backbone"
+    return [
+        f"Guidance maps: K-means on the features of the {features}, before any training on "
+        f"expressions; alpha {config.alpha:g}; fusion {config.fusion}"
+    ]
+
+
 def _targets(config: TrainingConfig) -> list[str]:
-    targets = "the distribution of votes" if config.soft_labels else "the majority class"
+    targets = "the votes, where there are any" if config.soft_labels else "the majority class"
     told = [f"Targets: {targets}"]
     if not config.majority_only:
         told.append("Images whose votes have no majority are learnt from too")
@@ -173,25 +195,44 @@ def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     return told
 
 
-LICENCES = """## Licence
+# Data sets whose loader keeps byte-identical copies of an image on one side.
+WITHOUT_TWINS = dict.fromkeys(
+    ("FERPlus", "own images"), " and on none that is byte for byte the same"
+)
+# What is known of the pictures that were learnt from, and who named the expressions.
+PICTURES = {
+    "FERPlus": (
+        "48-pixel grey faces from a web search",
+        "ten people would most likely call",
+        (("images (FER2013)", "research"), ("labels (FER+)", "MIT")),
+    )
+}
 
-| what | terms |
-| --- | --- |
-| this model | non-commercial research, from the two below |
-| backbone weights (MobileFaceNet, InsightFace, trained on MS-Celeb-1M) | non-commercial research |
-| images (FER2013) | research |
-| labels (FER+) | MIT |"""
 
-INTENDED_USE = """## Intended use
+def _licences(contract: ModelContract, recipe: Recipe) -> str:
+    own = (f"images and labels ({contract.dataset})", "those of the data set")
+    parts = PICTURES[contract.dataset][2] if contract.dataset in PICTURES else (own,)
+    rows = [("this model", contract.licence)]
+    if recipe.run.provenance["weights"] != "random":
+        backbone = f"backbone weights ({recipe.run.provenance['weights']})"
+        rows.append((backbone, "their own; trained on MS-Celeb-1M: non-commercial research"))
+    lines = [f"| {what} | {terms} |" for what, terms in (*rows, *parts)]
+    return "\n".join(("## Licence", "", "| what | terms |", "| --- | --- |", *lines))
+
+
+def _intended_use(contract: ModelContract) -> str:
+    unknown = f"those of {contract.dataset}", "its labellers would most likely call", ()
+    pictures, called, _ = PICTURES.get(contract.dataset, unknown)
+    return f"""## Intended use
 
 Research on facial expressions in photos, and tools whose users know what the numbers are.
 
-- **An expression is no inner state.** The model says what ten people would most likely call the
+- **An expression is no inner state.** The model says what {called} the
   face in a photo. What the person feels, means or is like, it cannot know.
 - **European Union:** inferring emotions at work and in education is prohibited, medical and safety
   reasons apart (AI Act, article 5(1)(f)).
 - Not for decisions about people.
-- The training pictures are 48-pixel grey faces from a web search; how ages, skin tones and cultures
+- The training pictures are {pictures}; how ages, skin tones and cultures
   are represented in them is unknown, and so is how accuracy differs between them.
 - Rare classes have few training images: read the recall table before you rely on one.
 - Accuracy falls as heads turn; the table says how far."""

@@ -91,7 +91,7 @@ def release(
         ),
     )
     model = ExpressionModel.load(output, SessionSettings("cpu"))
-    recipe = Recipe(run, twin, seen)
+    recipe = Recipe(run, twin, seen, paths.dataset)
     write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
     return report(model, evaluation, angles)
 

@@ -189,8 +189,8 @@ def test_geometry_stays_within_its_limits() -> None:
         affine = sample_affine(limits, 112, np.random.default_rng(seed))
         assert np.abs(affine @ centre - 55.5).max() <= limits.shift * 112 + 1e-9
         singular = np.linalg.svd(affine[:, :2])[1]
-        assert singular.min() >= 0.9 * 0.95 - 1e-9
-        assert singular.max() <= 1.1 * 1.05 + 1e-9
+        assert singular.min() >= (1 - limits.scale) * (1 - limits.scale / 2) - 1e-9
+        assert singular.max() <= (1 + limits.scale) * (1 + limits.scale / 2) + 1e-9
         flips += np.linalg.det(affine[:, :2]) < 0
     assert 60 < flips < 140
 

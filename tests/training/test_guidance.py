@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 
 from tests.training.made_up import ROOT, clouds, coloured_split, enliven, fitted, tiny_lan
 from training.config import TrainingConfig
+from training.crops import CropDataset, normalise
 from training.guidance import (
     GuidanceMaps,
     cache_key,
     compute_guidance,
+    compute_guidance_streamed,
     extract_features,
     load_guidance,
     save_guidance,
+    store_features,
     weights_digest,
 )
 from training.lan import Lan
@@ -85,6 +89,68 @@ def test_the_largest_cluster_can_be_attentive() -> None:
     features, which = planted((0.5, 0.15, 0.35))
     guidance = compute_guidance(features, clusters=3, attentive="largest")
     np.testing.assert_array_equal(guidance.maps, which == 0)
+
+
+def streamed(features: NDArray[np.float16], tmp_path: Path, **choice: int) -> GuidanceMaps:
+    """Clustered as they are read from a file, 64 images at once."""
+    np.save(tmp_path / "features.npy", features)
+    stored = np.load(tmp_path / "features.npy", mmap_mode="r")
+    return compute_guidance_streamed(stored, chunk=64, **choice)
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.15, 0.35)])
+def test_streamed_clusters_are_the_planted_ones(shares: tuple[float, ...], tmp_path: Path) -> None:
+    features, which = planted(shares)
+    # In a file that is sorted by cluster, the first chunk would show one alone.
+    guidance = streamed(features, tmp_path, clusters=len(shares))
+    agreement = (guidance.maps == (which == np.argmin(shares))).mean()
+    assert agreement > 0.98
+
+
+def test_streamed_clusters_stay_within_a_distance_of_the_full_ones(tmp_path: Path) -> None:
+    # Two clusters that overlap: a tenth of the images lies nearer to the other's centre.
+    rng = np.random.default_rng(3)
+    which = rng.random((2000, 7, 7)) < 0.3
+    features = rng.normal(0, 1, (2000, 7, 7, 4)) + which[..., None] * 1.3
+    stored = features.astype(np.float16)
+    differing = streamed(stored, tmp_path).maps != full_k_means(stored)
+    assert differing.mean() < 0.05
+
+
+def full_k_means(features: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """Bits by Lloyd's algorithm on all images at once."""
+    bits = np.zeros(features.shape[:3], dtype=bool)
+    for row, column in np.ndindex(*features.shape[1:3]):
+        vectors = features[:, row, column].astype(np.float32)
+        nearest = KMeans(2, n_init=5, random_state=0).fit_predict(vectors)
+        bits[:, row, column] = nearest == np.bincount(nearest).argmin()
+    return bits
+
+
+def test_features_in_a_file_are_those_in_memory_and_go_on_where_they_stopped(
+    tmp_path: Path,
+) -> None:
+    crops = CropDataset(coloured_split(tmp_path / "images", 40), fitted(40), 28)
+    network = enliven(tiny_lan())
+    images = [normalise(torch.stack([crops[i][0] for i in range(40)]))]
+    expected = extract_features(network.backbone, images, 1)
+    calls = 0
+
+    def interrupted(batch: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return network.backbone(batch)
+
+    path = tmp_path / "features.npy"
+    with pytest.raises(KeyboardInterrupt):
+        store_features(interrupted, crops, path, 8)
+    assert not path.exists()
+    stored = store_features(interrupted, crops, path, 8)
+    assert calls == 4, "two batches of 16 were kept; the third had 8 images"
+    np.testing.assert_allclose(stored, expected, rtol=1e-2, atol=1e-2)
+    assert [p.name for p in tmp_path.glob("*.npy")] == ["features.npy"]
 
 
 def test_the_same_features_give_the_same_maps() -> None:
