@@ -23,8 +23,8 @@ from service.batching import Batcher, BatchLimits
 from service.budgets import NoRoomError, Room
 from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
-from service.faces.detector import NOTHING, Face, FaceDetector, Placement, merge
-from service.faces.looks import FINE_SIDES, Found, Look, Round
+from service.faces.detector import NOTHING, Face, FaceDetector, Placement, merge, refined
+from service.faces.looks import FINE_SIDES, Found, Look, Round, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
 from service.settings import Settings, available_cpus
@@ -166,7 +166,9 @@ class Pipeline:
             watch.watched("detector", networks.detector.find),
             key=lambda placement: placement.look.canvas,
             limits=BatchLimits(
-                settings.max_detector_batch, settings.max_in_flight_images * MAX_LOOKS, workers
+                settings.max_detector_batch,
+                settings.max_in_flight_images * max(MAX_LOOKS, settings.max_faces),
+                workers,
             ),
             observer=metrics.batches_of("detector"),
         )
@@ -220,7 +222,8 @@ class Pipeline:
             image, placements = await self._open_in(room, task)
             found = await self._detect(image, placements, task)
             limit = self._settings.max_faces if max_faces is None else max_faces
-            subjects = await self._subjects(image, found.faces[:limit], task)
+            faces = await self._refine(image, found.faces[:limit], task)
+            subjects = await self._subjects(image, faces, task)
             read = await self._run("classify", self._classifier, subjects, task.clock)
         recognition = Recognition(image, tuple(read), len(found.faces), task.clock.finish())
         self._record(recognition)
@@ -265,6 +268,21 @@ class Pipeline:
                 looked = await self._run("detect", self._detector, placements, task.clock)
                 found = merge(found, looked)
         return found
+
+    async def _refine(
+        self, image: DecodedImage, faces: Sequence[Face], task: _Task
+    ) -> Sequence[Face]:
+        """The faces, those with coarse landmarks after a closer look."""
+        height, width = image.pixels.shape[:2]
+        looks = {face: closer_look(face, height, width) for face in faces}
+        wanted = {face: look for face, look in looks.items() if look is not None}
+        if not wanted:
+            return faces
+        place = partial(self._place, image, tuple(wanted.values()), task)
+        placements = await self._offload(place)
+        closer = await self._run("detect", self._detector, placements, task.clock)
+        better = dict(zip(wanted, map(refined, wanted, closer), strict=True))
+        return [better.get(face, face) for face in faces]
 
     def _rounds(self, image: DecodedImage) -> tuple[Round, ...]:
         height, width = image.pixels.shape[:2]

@@ -5,8 +5,9 @@ Which canvases, and in which order, is in service.faces.looks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from service.errors import InferenceError, ModelContractError
 from service.faces.looks import (
     CANVAS_SIZES,
     DOUBT_SCORE,
+    FACE_MIN_IOU,
     SMALL_FACE,
     SMALL_FACE_MIN_SCORE,
     SURE_SCORE,
     Found,
     Look,
     Round,
+    closer_look,
+    longer_side,
     plan_rounds,
 )
 from service.runtime import LoadedModel, SessionSettings, load_model
@@ -55,13 +59,15 @@ class Face:
     """[5,2]: left eye, right eye, nose, left and right mouth corner; may lie outside the image."""
     score: float
     """0..1."""
+    seen_side: float = math.inf
+    """Longer side of the box in pixels of the canvas it was seen on: how fine the landmarks are."""
 
     def scaled(self, factor: float) -> Face:
         """The same face where a pixel of its image is `factor` pixels."""
         if factor == 1:
             return self
         scale = np.float32(factor)
-        return Face(self.box * scale, self.landmarks * scale, self.score)
+        return replace(self, box=self.box * scale, landmarks=self.landmarks * scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +227,22 @@ def _is_piece(face: Face, known: Sequence[Face]) -> bool:
     return bool((inside & (shared <= NMS_IOU * (areas + _area(face) - shared))).any())
 
 
+def refined(face: Face, closer: Found) -> Face:
+    """The face as a closer look shows it; as it was where that look misses it."""
+    overlaps = [_overlap(face, other) for other in closer.faces]
+    if not overlaps or max(overlaps) < FACE_MIN_IOU:
+        return face
+    seen = closer.faces[overlaps.index(max(overlaps))]
+    return replace(seen, score=max(seen.score, face.score))
+
+
+def _overlap(one: Face, other: Face) -> float:
+    """Intersection over union of the boxes."""
+    sides = np.minimum(one.box[2:], other.box[2:]) - np.maximum(one.box[:2], other.box[:2])
+    shared = float(sides.clip(0).prod())
+    return shared / (_area(one) + _area(other) - shared)
+
+
 def in_image_frame(found: Found, placement: Placement) -> Found:
     """From canvas to image pixels; what `to_image_frame` refuses is left out."""
     faces = (to_image_frame(face, placement) for face in found.faces)
@@ -251,7 +273,7 @@ def to_image_frame(face: Face, placement: Placement) -> Face | None:
     landmarks = ((face.landmarks - offset) / placement.look.scale + origin).astype(np.float32)
     if not np.ptp(landmarks, axis=0).max() > LEAST_SPREAD:
         return None
-    return Face(box, landmarks, face.score)
+    return Face(box, landmarks, face.score, longer_side(face))
 
 
 def _is_cut(corners: Float32, placement: Placement) -> bool:
@@ -318,11 +340,17 @@ class FaceDetector:
     def detect(self, image: UInt8, *, min_score: float | None = None) -> list[Face]:
         """Faces of `image` [H,W,3] uint8 RGB, largest first. Raises InferenceError."""
         found = NOTHING
-        for turn in self.rounds(image.shape[0], image.shape[1]):
+        height, width = image.shape[:2]
+        for turn in self.rounds(height, width):
             placements = [self.place(image, look, min_score) for look in turn.wanted(found)]
             if placements:
                 found = merge(found, [self.find([placement])[0] for placement in placements])
-        return list(found.faces)
+        faces = []
+        for face in found.faces:
+            look = closer_look(face, height, width)
+            closer = None if look is None else self.find([self.place(image, look, min_score)])[0]
+            faces.append(face if closer is None else refined(face, closer))
+        return faces
 
     def _require_sound_outputs(self, source: str) -> None:
         """One run on the smallest canvas: shapes as promised, every number finite."""

@@ -8,8 +8,17 @@ import cv2
 import numpy as np
 import pytest
 
-from service.faces.detector import NOTHING, Face, FaceDetector, Placement, UInt8, merge, place
-from service.faces.looks import Found, Look, plan_rounds
+from service.faces.detector import (
+    NOTHING,
+    Face,
+    FaceDetector,
+    Placement,
+    UInt8,
+    merge,
+    place,
+    refined,
+)
+from service.faces.looks import COARSE_FACE, Found, Look, plan_rounds
 from service.pipeline import Networks
 
 
@@ -34,12 +43,10 @@ def canvases(detector: FaceDetector, image: UInt8) -> list[tuple[int, int]]:
     return seen
 
 
-def test_a_face_that_fills_a_good_part_is_looked_at_once(
-    networks: Networks, portrait: UInt8
-) -> None:
-    assert canvases(networks.detector, portrait) == [(320, 320)]
+def test_a_face_that_fills_a_good_part_needs_no_search(networks: Networks, portrait: UInt8) -> None:
+    assert canvases(networks.detector, portrait) == [(320, 320), (192, 192)]
     large = np.asarray(cv2.resize(portrait, (2000, 2000)), np.uint8)
-    assert canvases(networks.detector, large) == [(320, 320)]
+    assert canvases(networks.detector, large) == [(320, 320), (192, 192)]
 
 
 def test_a_small_face_calls_for_a_closer_look(networks: Networks, portrait: UInt8) -> None:
@@ -109,3 +116,24 @@ def test_pictures_for_training_are_looked_at_as_they_were(side: int) -> None:
     looks = [look for turn in plan_rounds(side, side) for look in turn.looks]
     assert [(look.canvas, look.scale) for look in looks] == expected
     assert not any(look.doubts for look in looks)
+
+
+def test_coarse_landmarks_get_a_closer_look(networks: Networks, portrait: UInt8) -> None:
+    detector = networks.detector
+    scene = np.full((960, 1280, 3), 90, np.uint8)
+    scene[:512, :512] = portrait
+    coarse = merge(NOTHING, detector.find([place(scene, plan_rounds(960, 1280)[0].looks[0])]))
+    (face_at_first,) = coarse.faces
+    assert face_at_first.seen_side < COARSE_FACE
+    (whole,) = detector.find([place(portrait, Look((640, 640), 1.0, 0.7))])[0].faces
+    (better,) = detector.detect(scene)
+    assert better.seen_side > face_at_first.seen_side
+    errors = [np.abs(f.landmarks - whole.landmarks).mean() for f in (face_at_first, better)]
+    assert errors[1] < errors[0] / 2
+
+
+def test_a_closer_look_that_misses_changes_nothing() -> None:
+    known = face(0, 0, 60, 60)
+    assert refined(known, Found()) is known
+    assert refined(known, Found((face(50, 50, 110, 110),))) is known
+    assert refined(known, Found((face(1, 1, 61, 61, 0.6),))).score == known.score
