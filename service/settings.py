@@ -216,7 +216,7 @@ class Settings(BaseSettings):
     )
     traces: Literal["off", "otlp"] = Field(
         "off",
-        description="otlp: a trace of each request by OpenTelemetry, to "
+        description="Traces; otlp: one of each request by OpenTelemetry, to "
         "OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel.",
     )
     docs: bool = Field(True, description="Whether /docs and /openapi.json are served.")

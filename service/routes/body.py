@@ -33,6 +33,7 @@ FIELD = "file"
 MAX_OTHER_FIELDS = 8
 MAX_OTHER_FIELD_BYTES = 4096
 ACCEPTED = "multipart/form-data, application/json or image/*"
+HINT = "; several go to /predict/batch"
 ACCEPTED_BATCH = "multipart/form-data or application/json"
 
 
@@ -49,7 +50,7 @@ async def read_photo(request: Request, service: ServiceState, take: Callable[[in
     chunks = _limited(request, settings, take)
     async with _in_time(settings):
         if kind == "multipart/form-data":
-            return (await _from_multipart(request.headers, chunks, most=1))[0]
+            return (await _from_multipart(request.headers, chunks, most=1, hint=HINT))[0]
         if kind == "application/json":
             body = await _join(chunks)
         elif kind.startswith("image/"):
@@ -201,7 +202,7 @@ class _InMemoryParser(MultiPartParser):
 
 
 async def _from_multipart(
-    headers: Headers, chunks: AsyncGenerator[bytes, None], *, most: int
+    headers: Headers, chunks: AsyncGenerator[bytes, None], *, most: int, hint: str = ""
 ) -> list[bytes]:
     """The files in the field FIELD: one or more, in order."""
     parser = _InMemoryParser(headers, chunks, most)
@@ -209,7 +210,7 @@ async def _from_multipart(
         form = await parser.parse()
     except MultiPartException as error:
         if parser.has_too_many_files:
-            raise _too_many(most) from error
+            raise _too_many(most, hint) from error
         raise MalformedRequestError(f"The multipart body is malformed. {error.message}") from error
     try:
         uploads = [entry for entry in form.getlist(FIELD) if isinstance(entry, UploadFile)]
@@ -222,9 +223,9 @@ async def _from_multipart(
         await form.close()
 
 
-def _too_many(most: int) -> TooManyImagesError:
-    hint = " Several go to /predict/batch." if most == 1 else ""
-    return TooManyImagesError(f"At most {most} of them can be sent in one call.{hint}")
+def _too_many(most: int, hint: str = "") -> TooManyImagesError:
+    photos = "photo" if most == 1 else "photos"
+    return TooManyImagesError(f"At most {most} {photos} can be sent in one call{hint}.")
 
 
 def _from_json(body: bytes) -> bytes:

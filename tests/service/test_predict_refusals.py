@@ -73,7 +73,7 @@ def test_truncated_jpeg(client: httpx.Client, portrait_jpeg: bytes, kept: float)
         (part("file", b"no image") + END, 415, "unsupported-media-type"),
         (part("file", b"x"), 400, "malformed-request"),
         (b"no multipart at all", 400, "malformed-request"),
-        (part("file", b"x") * 2 + END, 400, "malformed-request"),
+        (part("file", b"x") * 2 + END, 413, "too-many-images"),
         (b"--limit\r\nX: " + b"y" * 10_000 + b"\r\n\r\nx\r\n" + END, 400, "malformed-request"),
         (b"--limit\r\n" + b"X: y\r\n" * 50 + b"\r\nx\r\n" + END, 400, "malformed-request"),
         (part("comment", b"x", file_name=None) * 20 + END, 400, "malformed-request"),
@@ -262,20 +262,24 @@ def test_tiny_pictures_are_read(client: httpx.Client, shape: tuple[int, int]) ->
 def test_unexpected_error_shows_nothing(
     client: httpx.Client, portrait_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_down(*_: object) -> None:
+    def break_down(*_: object, **__: object) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr("service.routes.predict._check_options", break_down)
+    monkeypatch.setattr("service.routes.predict.check_options", break_down)
     response = client.post("/predict", content=portrait_jpeg, headers=JPEG)
     assert "secret" not in assert_problem(response, 500, "unexpected-error")
     monkeypatch.undo()
     assert client.post("/predict", content=portrait_jpeg, headers=JPEG).status_code == 200
 
 
-def test_document_lists_the_status_of_every_error(client: httpx.Client) -> None:
-    document = client.get("/openapi.json").json()
-    statuses = {int(s) for s in document["paths"]["/predict"]["post"]["responses"]} - {200}
-    assert statuses == {error.status for error in all_problems()}
+def test_document_lists_the_status_of_every_error(serve: Serve) -> None:
+    with serve(api_keys="tester=0123456789abcdef", rate_limit="9/hour").client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    operations = [operation for path in paths.values() for operation in path.values()]
+    statuses = {int(status) for operation in operations for status in operation["responses"]}
+    assert statuses - {200} == {error.status for error in all_problems()}
+    of_predict = {int(status) for status in paths["/predict"]["post"]["responses"]}
+    assert statuses - of_predict == {404}  # another model's name, under /v2
 
 
 def all_problems() -> list[type[ProblemError]]:
