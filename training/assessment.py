@@ -24,7 +24,7 @@ def assess(
 
     `mirrored`: the mean of the logits of each crop and of its mirror image, at twice the cost.
     """
-    logits = []
+    logits: list[NDArray[np.float32]] = []
     starts = range(0, len(crops), batch_size)
     for start in progress(starts, "assess", len(starts), unit="batch"):
         indices = range(start, min(start + batch_size, len(crops)))
@@ -32,7 +32,8 @@ def assess(
         given = np.stack([reading.logits for reading in model.infer(images)])
         if mirrored:
             turned = [np.ascontiguousarray(image[:, ::-1]) for image in images]
-            given = (given + np.stack([r.logits for r in model.infer(turned)])) / 2
+            both = given + np.stack([reading.logits for reading in model.infer(turned)])
+            given = np.asarray(both / 2, np.float32)
         logits.extend(given)
     return Evaluation(np.stack(logits), crops.split.classes)
 

@@ -48,7 +48,7 @@ def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
 
 def test_iresnet_loads_arcfaces_layout_and_drops_its_head(tmp_path: Path) -> None:
     source = IResNet((2, 2, 2, 2))
-    nn.init.uniform_(source.layer3[1].prelu.weight)
+    nn.init.uniform_(source.get_parameter("layer3.1.prelu.weight"))
     state = source.state_dict()
     for name in ("conv1.weight", "prelu.weight", "layer1.0.bn1.weight", "layer4.1.bn3.bias"):
         assert name in state

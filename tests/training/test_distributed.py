@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from tests.training.made_up import made_up_crops, tiny_lan
 from training.config import TrainingConfig
@@ -76,7 +76,7 @@ def losses_of_one_process(folder: Path) -> tuple[list[float], dict[str, torch.Te
             targets, guidance = batch.targets[rank::2], batch.guidance[rank::2]
             shares.append(lan_loss(output, targets, guidance, CONFIG.alpha))
         optimizer.zero_grad()
-        (sum(share.total for share in shares) / PROCESSES).backward()  # type: ignore[union-attr, no-untyped-call]
+        (sum(share.total for share in shares) / PROCESSES).backward()  # type: ignore[union-attr]
         optimizer.step()
         sums += sum(torch.stack((s.classification, s.guidance)).detach() for s in shares) / 2
     return (sums / 4).tolist(), network.state_dict()
@@ -86,7 +86,7 @@ def test_two_processes_have_the_loss_of_one_on_the_same_batches(tmp_path: Path) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, (str(tmp_path), port), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+    spawn(work, (str(tmp_path), port), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
     (metrics,) = map(json.loads, (tmp_path / "run" / METRICS).read_text().splitlines())
     expected, weights = losses_of_one_process(tmp_path / "again")
     assert [metrics["loss"], metrics["guidance_loss"]] == pytest.approx(expected, abs=2e-5)

@@ -91,11 +91,11 @@ def test_the_largest_cluster_can_be_attentive() -> None:
     np.testing.assert_array_equal(guidance.maps, which == 0)
 
 
-def streamed(features: NDArray[np.float16], tmp_path: Path, **choice: int) -> GuidanceMaps:
+def streamed(features: NDArray[np.float16], tmp_path: Path, clusters: int = 2) -> GuidanceMaps:
     """Clustered as they are read from a file, 64 images at once."""
     np.save(tmp_path / "features.npy", features)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
-    return compute_guidance_streamed(stored, chunk=64, **choice)
+    return compute_guidance_streamed(stored, chunk=64, clusters=clusters)
 
 
 @pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.15, 0.35)])
@@ -141,7 +141,8 @@ def test_features_in_a_file_are_those_in_memory_and_go_on_where_they_stopped(
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return network.backbone(batch)
+        features: torch.Tensor = network.backbone(batch)
+        return features
 
     path = tmp_path / "features.npy"
     with pytest.raises(KeyboardInterrupt):

@@ -53,12 +53,13 @@ def test_beyond_the_end_nothing_moves() -> None:
 
 def with_prelus(folder: Path, config: TrainingConfig) -> Trainer:
     network = tiny_lan()
+    assert network.attention is not None
     network.attention.layers[2] = prelu(*torch.linspace(-0.2, 0.6, 64).tolist())
     return Trainer(network, config, folder / "run", {"labels": list("abc")})
 
 
 def changed_layer(network: Lan) -> Tensor:
-    weight = network.attention.layers[2].weight
+    weight = network.get_parameter("attention.layers.2.weight")
     assert isinstance(weight, Tensor)
     return weight
 

@@ -81,14 +81,14 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         help="as the run's own (its guidance maps are then taken from the cache)",
     )
     parser.add_argument("--images", type=int, default=800, help="validation images for attention")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--output", type=Path, required=True, help="PNG or JPEG file to write")
 
 
 def _add_faithfulness(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--images", type=int, default=160, help="validation images to take")
     parser.add_argument("--fill", choices=("blur", "mean"), default="blur", help="in masked cells")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--output", type=Path, required=True, help="PNG or JPEG file to write")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +115,7 @@ def _add_drawings(parsers: Any) -> None:  # noqa: ANN401
     alpha.add_argument("--ablation", type=Path, required=True, help="folder of `paper ablate`")
     alpha.set_defaults(run_command=_alpha)
     for parser in (maps, confusion, examples, alpha):
-        parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+        parser.add_argument("--output", type=Path, required=True, help="PNG or JPEG file to write")
     table = parsers.add_parser("table", help="Tables 2 to 6 beside the paper's numbers")
     table.add_argument("which", choices=TABLES)
     table.add_argument("--scores", type=Path, nargs="+", default=[], help="of `paper score`")
