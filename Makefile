@@ -120,6 +120,11 @@ soak: setup ## Half an hour at 80 % of capacity: memory, threads, files, answers
 overload: setup ## Ten times more photos than can be read (OVERLOAD_SECONDS)
 	$(BIN)/python -m benchmarks.overload --seconds $(OVERLOAD_SECONDS)
 
+.PHONY: docs
+docs: $(DEV_STAMP) ## Write docs/api.md from the OpenAPI document
+	$(BIN)/python docs/api_page.py > docs/api.md.new
+	mv docs/api.md.new docs/api.md
+
 # --- upkeep ------------------------------------------------------------------------------------
 
 .PHONY: lock

@@ -48,7 +48,7 @@ KNOWN_ERRORS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; known errors print one line and give exit code 1."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         options.run_command(options)
     except KNOWN_ERRORS as error:
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command of the training side."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -22,7 +22,7 @@ const KEY_STORE = "api-key"; // of this tab alone, and gone with it
 const TYPE_PREFIX = "urn:problem-type:lan-fer:";
 // Every problem that the service knows; a test holds the two together.
 const IN_WORDS = {
-  "missing-key": "This service asks for an API key.",
+  "missing-key": "This service asks for an API key; whoever runs it can give you one.",
   "unknown-key": "The service does not know this API key.",
   "rate-limited": "This API key has been used as often as it may for now.",
   "empty-body": "The file is empty.",
@@ -104,12 +104,13 @@ async function fetchJson(address, init) {
 async function troubleOf(response) {
   const retryAfter = Number.parseInt(response.headers.get("Retry-After"), 10);
   const problem = await response.json().catch(() => ({}));
+  const needsKey = KEY_STATUSES.includes(response.status);
   const said = [
     IN_WORDS[problem.type?.replace(TYPE_PREFIX, "")] ?? problem.title ?? "The service failed.",
-    problem.detail ?? `It answered with status ${response.status}.`,
   ];
+  // Of a key it tells which header it belongs in: nothing for people.
+  if (!needsKey) said.push(problem.detail ?? `It answered with status ${response.status}.`);
   if (response.status === 500 && problem.request_id) said.push(`Request ${problem.request_id}.`);
-  const needsKey = KEY_STATUSES.includes(response.status);
   return new Trouble(said.join(" "), {
     passing: needsKey || response.status >= 500 || PASSING.includes(response.status),
     retryAfter: retryAfter > 0 ? retryAfter : null,

@@ -6,7 +6,7 @@ import { capitalised, decimal, percent, poseInDegrees, poseInWords, warning } fr
 const MAPS = [["none", "Nothing"], ["attention", "Attention"], ["evidence", "Evidence"]];
 const LEGENDS = {
   none: "",
-  attention: "Attention: where the network looked, whatever it saw there.",
+  attention: "Attention: where the network looked. That is not yet why: choose Evidence for that.",
 };
 const ENDS = { attention: ["ignored", "looked at"], evidence: ["against", "for"] };
 let panels = 0;

@@ -303,7 +303,7 @@ def test_an_api_key_is_asked_for_and_its_limit_said(
     with visiting(browser, guarded.url) as visit:
         page, key = visit.page, visit.page.get_by_label("API key")
         trouble = page.locator("#service-trouble")
-        expect(trouble).to_contain_text("This service asks for an API key.")
+        expect(trouble).to_contain_text("This service asks for an API key")
         visit.hand_over("drop", [portrait_jpeg])
         visit.screenshot("key")
         key.fill("wrong" + KEY)

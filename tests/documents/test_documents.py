@@ -1,0 +1,122 @@
+"""The documents hold: links lead somewhere, commands are ones that there are, requests answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs.api_page import openapi, page
+from service.cli import build_parser
+from tests.service.serving import RunningServer
+from training.cli import build_parser as build_training_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = "http://127.0.0.1:8000"
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "models/*.md")
+    for path in ROOT.glob(pattern)
+)
+# Every example of these runs in tests/clients.
+RUN_THERE = ("docs/clients.md", "docs/python.md", "docs/cli.md")
+PYTHON = re.compile(r"(?:\.venv/bin/)?(?:python|lan-fer|torchrun)$")
+
+
+def text_of(page_name: str) -> str:
+    return (ROOT / page_name).read_text(encoding="utf-8")
+
+
+def blocks(page_name: str) -> list[str]:
+    return re.findall(r"^ *```sh\n(.*?)^ *```", text_of(page_name), re.M | re.S)
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The words of each command; settings before it, comments and a final & left out."""
+    for line in block.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\||;", line):
+            words = shlex.split(part, comments=True)
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                del words[0]
+            if words and "..." not in words:
+                yield [word for word in words if word not in ("&", "\\")]
+
+
+def anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_links_lead_somewhere(page_name: str) -> None:
+    text = text_of(page_name)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page_name).parent / path if path else ROOT / page_name
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page_name", sorted(set(PAGES) - set(RUN_THERE)))
+def test_commands_are_ones_that_there_are(page_name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for block in blocks(page_name):
+        for words in commands(block):
+            if words[0] == "make":
+                assert {word for word in words[1:] if "=" not in word} <= targets, words
+            elif PYTHON.search(words[0]):
+                assert_known(words)
+
+
+def assert_known(words: list[str]) -> None:
+    """A command of ours, with flags that it has."""
+    name = words[0].rpartition("/")[2]
+    if "training" in words and "-m" in words:
+        build_training_parser().parse_args(words[words.index("training") + 1 :])
+    elif name == "lan-fer" and words[1] in ("serve", "predict", "bench", "model"):
+        build_parser().parse_args(words[1:])
+    elif words[1:2] and words[1].endswith(".py"):
+        source = (ROOT / words[1]).read_text(encoding="utf-8")
+        for flag in (word for word in words if word.startswith("--")):
+            assert f'"{flag}"' in source, words
+    elif words[1:3] == ["-m", "pytest"]:
+        files = [word for word in words if word.endswith(".py")]
+        assert all((ROOT / file).exists() for file in files), words
+
+
+@pytest.mark.parametrize(
+    ("page_name", "block"),
+    [
+        pytest.param(name, block, id=f"{name}-{number}")
+        for name in PAGES
+        if name not in RUN_THERE
+        for number, block in enumerate(blocks(name))
+        if ADDRESS in block and "curl" in block
+    ],
+)
+def test_requests_answer(
+    page_name: str, block: str, server: RunningServer, portrait_jpeg: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(portrait_jpeg)
+    script = block.replace(ADDRESS, server.url).replace("curl ", "curl --fail-with-body ")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_api_page_is_fresh() -> None:
+    assert text_of("docs/api.md") == page(openapi()), "run `make docs`"
