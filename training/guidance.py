@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from training.crops import GRID, CropDataset, normalise
@@ -157,7 +158,9 @@ def _cluster(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Nearest cluster [N] and centres [clusters,C]."""
     kmeans = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed)
-    nearest = kmeans.fit_predict(vectors)
+    # One thread: steps are so short that threads mostly wait for each other on a busy machine.
+    with threadpool_limits(1):
+        nearest = kmeans.fit_predict(vectors)
     return np.asarray(nearest, np.int64), np.asarray(kmeans.cluster_centers_, np.float32)
 
 
