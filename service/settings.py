@@ -72,14 +72,14 @@ class Settings(BaseSettings):
         2,
         ge=1,
         le=256,
-        description="Images in one run of the detector; memory grows with it (about 130 MB an "
+        description="Images in one run of the detector; memory grows with it (about 20 MB an "
         "image on the largest canvas).",
     )
     max_classifier_batch: int = Field(
         32, ge=1, le=1024, description="Faces in one run of the expression network."
     )
     max_in_flight_images: int = Field(
-        32,
+        64,
         ge=1,
         le=10_000,
         description="Images accepted and not yet answered; the next one gets 429.",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,7 @@ def fitting_canvas(
     return min(fitting, key=lambda c: c[0] * c[1], default=by_scale)
 
 
+@lru_cache(maxsize=1024)
 def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
     """How to look at an image of `height` x `width` pixels; the first round is always taken."""
     if max(height, width) <= SMALL_SIDE:

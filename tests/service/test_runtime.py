@@ -6,9 +6,10 @@ import hashlib
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 
-from service.errors import ProviderUnavailableError
+from service.errors import ModelFileError, ProviderUnavailableError
 from service.runtime import PROVIDER_NAMES, Provider, SessionSettings, load_model
 from service.settings import Settings
 
@@ -45,3 +46,38 @@ def test_the_service_never_imports_torch_or_training() -> None:
         "sys.exit(any(n.split('.')[0] in ('torch', 'training') for n in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "preferred"),
+    [
+        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        (
+            "tensorrt",
+            ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+        ),
+        ("cpu", ["CPUExecutionProvider"]),
+    ],
+)
+def test_providers_and_their_options(
+    provider: Provider, preferred: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime is asked for on a machine with a GPU."""
+    every = list(PROVIDER_NAMES.values())
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: every)
+    asked: list[str | tuple[str, dict[str, str]]] = []
+
+    def refuse(*_: object, providers: list[str | tuple[str, dict[str, str]]]) -> None:
+        asked.extend(providers)
+        raise RuntimeError("no driver\nsecond line")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(ModelFileError, match=r"not a usable ONNX model \(no driver\)$"):
+        load_model(DETECTOR, SessionSettings(provider))
+    options = dict(p if isinstance(p, tuple) else (p, {}) for p in asked)
+    assert list(options) == preferred
+    # The default search, EXHAUSTIVE, stalls at each new shape.
+    assert options.get("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}) == {
+        "cudnn_conv_algo_search": "HEURISTIC"
+    }
