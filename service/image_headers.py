@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 MAX_COUNTED_FRAMES = 10_000
 # More than any honest file of the size limit has; each costs its decoder a step in Python.
-MAX_GIF_BLOCKS = 300_000
+MAX_GIF_BLOCKS = 200_000
 MAX_JPEG_SEGMENTS = 10_000
 MAX_JPEG_JUNK_BYTES = 4096
 MAX_PNG_CHUNKS = 50_000
@@ -155,10 +155,13 @@ class _GifBlocks:
 
     def skip_to_end_of(self, position: int) -> None:
         """Move behind the sub-blocks that begin at `position`."""
-        self.skip_to(position)
-        while self.position < len(self._data) and self._data[self.position]:
-            self.skip_to(self.position + self._data[self.position] + 1)
-        self.skip_to(self.position + 1)
+        data, end = self._data, len(self._data)
+        while position < end and data[position]:
+            position += data[position] + 1
+            self._steps += 1
+            if self._steps > MAX_GIF_BLOCKS:
+                raise ValueError("too many GIF blocks")
+        self.skip_to(position + 1)
 
     def skip_extension(self) -> None:
         """Move behind the extension that begins here.
@@ -183,8 +186,6 @@ class _GifBlocks:
 
 def _check_jpeg(data: bytes) -> None:
     """Walk the segments before the first scan as Pillow does. Raises ValueError."""
-    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise ValueError("too many JPEG scans")
     exif = b""
     for marker, segment in _jpeg_segments(data):
         if marker == _JPEG_APP1 and segment.startswith(_EXIF):
@@ -192,6 +193,8 @@ def _check_jpeg(data: bytes) -> None:
         if marker == _JPEG_APP2 and segment.startswith(_MPF):
             check_directory(segment[len(_MPF) :])
     check_directory(exif)
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise ValueError("too many JPEG scans")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from service.image_headers import check_directory, read_header, sniff_format
 # Pillow's own guard is one number for the process, and warns on standard error well below it. The
 # caller's limit replaces it: it is checked before Pillow may allocate.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of faults in a file on standard error, past the log; its sender is told anyway.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Of compressed text in a PNG, all of it together; Pillow's own limit is 64 MB.
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 

@@ -46,6 +46,12 @@ class Lifecycle:
         """Images accepted and not yet answered."""
         return self._in_flight
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the service would take photos, but has no permit left."""
+        ready = self._phase is Phase.READY and self._hung_stage is None
+        return ready and self._in_flight >= self._capacity
+
     def become_ready(self) -> None:
         """Everything is warm. Does nothing once draining: a stop during the start wins."""
         if self._phase is Phase.STARTING:

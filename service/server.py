@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
@@ -14,7 +15,12 @@ from service.errors import StartupError
 from service.settings import Settings
 from service.state import ServiceState
 
+if sys.platform != "win32":
+    import resource
+
 CHECK_SECONDS = 0.1
+# Models, logs, listening sockets, and room for connections that are being closed.
+OTHER_FILES = 256
 
 
 class Server(uvicorn.Server):
@@ -91,7 +97,16 @@ class Server(uvicorn.Server):
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of service.app.create_app; run it with a listening socket."""
     service: ServiceState = app.state.service
+    _allow_files(2 * settings.max_connections + OTHER_FILES)
     return Server(Config(app, settings=settings, metrics=service.metrics), service)
+
+
+def _allow_files(wanted: int) -> None:
+    """Shells allow 1024 open files though the system allows more: take what connections need."""
+    if sys.platform != "win32":
+        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if allowed < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, most), most))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -39,7 +39,7 @@ class ServiceState:
         self.bodies = ByteBudget(settings.max_in_flight_bytes)
         self.pixels = PixelBudget(settings.max_in_flight_pixels)
         self.metrics.watch_memory(lambda: self.bodies.held, lambda: self.pixels.used)
-        self._watch = StageWatch()
+        self._watch = StageWatch(give_way=True)
         self.pool = WatchedPool(
             settings.image_workers or available_cpus(), watch=self._watch, stage="image"
         )

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+# Of 19: with cores enough for all it changes nothing.
+WORKER_NICENESS = 10
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
 class StageWatch:
-    """The runs of blocking work that are under way; for any thread."""
+    """The runs of blocking work that are under way; for any thread.
 
-    def __init__(self) -> None:
+    With `give_way`, threads that run it leave the CPU to the event loop when both want it (Linux):
+    under overload the service goes on answering, refusals and health checks above all.
+    """
+
+    def __init__(self, *, give_way: bool = False) -> None:
         self._runs: dict[object, tuple[str, float]] = {}
+        self._give_way = give_way
+        self._thread = threading.local()
 
     def watched(self, stage: str, work: Callable[P, Result]) -> Callable[P, Result]:
         """`work`, whose calls are runs of `stage`."""
 
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
+            if self._give_way and not hasattr(self._thread, "gave_way"):
+                self._thread.gave_way = True
+                _lower_priority()
             key = object()
             self._runs[key] = (stage, time.monotonic())
             try:
@@ -50,3 +65,10 @@ class WatchedPool(ThreadPoolExecutor):
     ) -> Future[Result]:
         """See Executor.submit."""
         return super().submit(self._watch.watched(self._stage, fn), *args, **kwargs)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # where each thread has a priority of its own
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))

@@ -18,6 +18,9 @@ from service.problems import MEDIA_TYPE
 from tests.service.fuzzing import cases, corpus, raw_requests
 from tests.service.serving import PATIENCE_SECONDS, RunningServer, Serve
 
+# pytest makes errors of warnings, also of those that the service ignores.
+pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
+
 CASES = int(os.environ.get("FUZZ_CASES", "500"))
 RAW_SHARE = 5
 # Python and the decoders keep what they have freed; a leak of a picture a case would be far more.
