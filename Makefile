@@ -69,8 +69,9 @@ format: $(DEV_STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff format .
 
 .PHONY: test-page
-test-page: setup ## Try the page in a real Chromium (Debian: apt-get install chromium)
-	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -q -m browser
+test-page: setup ## Try the page in a real Chromium (apt-get install chromium), pictures in build/page
+	mkdir -p build/page
+	PAGE_SCREENSHOTS=build/page REQUIRE_BROWSER=1 $(BIN)/python -m pytest -q -m browser
 
 TYPESCRIPT := clients/typescript
 NODE_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json

@@ -10,8 +10,6 @@ import base64
 import io
 import json
 import shlex
-import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -23,40 +21,20 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import StartupError
 from service.faces.alignment import similarity_transform, warp_crop
 from service.pipeline import Networks
-from service.settings import Settings
-from tests.e2e.chromium import WIDTH, Visit, chromium, visiting
-from tests.service.serving import RunningServer, Serve, starting, wait_until
+from tests.e2e.chromium import WIDTH, Visit, visiting
+from tests.service.serving import RunningServer
 
 with suppress(ImportError):  # the fixture `browser` says so
     from playwright.sync_api import Browser, expect
 
-TEXT = b"This is a text."
-KEY = "0123456789abcdef"
+NAME_OF_FOCUS = """() => {
+  const { ariaLabel, labels, textContent } = document.activeElement;
+  return ariaLabel ?? labels?.[0]?.textContent ?? textContent;
+}"""
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser(
-    portrait: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Browser]:
-    """Chromium, with the portrait before its webcam."""
-    film = tmp_path_factory.mktemp("webcam") / "portrait.y4m"
-    height, width = portrait.shape[:2]
-    frame = cv2.cvtColor(portrait, cv2.COLOR_RGB2YUV_I420).tobytes()
-    head = f"YUV4MPEG2 W{width} H{height} F10:1 Ip A1:1 C420\n".encode()
-    film.write_bytes(head + 2 * (b"FRAME\n" + frame))
-    with chromium(film) as started:
-        yield started
-
-
-@pytest.fixture
-def visit(browser: Browser, server: RunningServer) -> Iterator[Visit]:
-    with visiting(browser, server.url) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -262,90 +240,6 @@ def test_json_and_curl_are_those_of_the_answer(
     assert reply["faces"][0]["evidence"]["class"] == "anger"
 
 
-def test_problems_of_a_photo_are_said_in_words(visit: Visit, portrait_jpeg: bytes) -> None:
-    visit.pick(("text.jpg", TEXT), ("broken.jpg", portrait_jpeg[:3000]), ("none.jpg", b""))
-    problems = visit.page.locator(".card .problem")
-    expect(problems.nth(0)).to_contain_text("This is no picture the service can read. The bytes")
-    expect(problems.nth(1)).to_contain_text("The picture is broken or cut off.")
-    expect(problems.nth(2)).to_contain_text("The file is empty.")
-    expect(visit.page.get_by_role("button", name="Try again")).to_have_count(0)
-
-
-def test_a_busy_service_is_tried_again_when_it_says_so(
-    browser: Browser, serve: Serve, portrait_jpeg: bytes
-) -> None:
-    busy = serve(max_in_flight_images=1)
-    with visiting(browser, busy.url) as visit:
-        expect(visit.page.locator("#model")).not_to_be_empty()
-        with busy.state.lifecycle.admit_image():
-            visit.hand_over("drop", [portrait_jpeg])
-            waiting = visit.page.locator(".waiting")
-            expect(waiting).to_contain_text("The service is busy. 1 images are in flight")
-            expect(waiting).to_contain_text("Trying again in 1 s.")
-        expect(visit.page.locator(".answer")).to_contain_text("Happiness")
-
-
-def test_an_answer_that_took_too_long_can_be_asked_for_again(
-    browser: Browser, serve: Serve, portrait_jpeg: bytes
-) -> None:
-    with visiting(browser, serve(deadline_ms=1).url) as visit:
-        visit.pick(("portrait.jpg", portrait_jpeg))
-        expect(visit.page.locator(".card .problem")).to_contain_text("The answer took too long.")
-        visit.page.get_by_role("button", name="Try again").click()
-        expect(visit.page.locator(".waiting")).to_be_hidden()
-        assert len(visit.asked) == 2
-
-
-def test_an_api_key_is_asked_for_and_its_limit_said(
-    browser: Browser, serve: Serve, portrait_jpeg: bytes
-) -> None:
-    guarded = serve(api_keys=f"page={KEY}", rate_limit="1/year")
-    with visiting(browser, guarded.url) as visit:
-        page, key = visit.page, visit.page.get_by_label("API key")
-        trouble = page.locator("#service-trouble")
-        expect(trouble).to_contain_text("This service asks for an API key")
-        visit.hand_over("drop", [portrait_jpeg])
-        visit.screenshot("key")
-        key.fill("wrong" + KEY)
-        key.press("Enter")
-        expect(trouble).to_contain_text("The service does not know this API key.")
-        key.fill(KEY)
-        page.get_by_role("button", name="Use this key").click()
-        expect(page.locator(".answer")).to_contain_text("Happiness")
-        expect(key).to_be_hidden()
-        page.get_by_text("JSON and curl").click()
-        expect(page.locator("pre").first).to_contain_text('--header "X-API-Key: $API_KEY"')
-        visit.hand_over("paste", [portrait_jpeg])
-        problem = page.locator(".card .problem")
-        expect(problem).to_contain_text("This API key has been used as often as it may for now.")
-        expect(problem).to_contain_text("It may work in ")
-        assert KEY not in page.content()
-
-
-def test_a_starting_service_is_waited_for(browser: Browser, networks: Networks) -> None:
-    gate = threading.Event()
-
-    def load(_: Settings) -> Networks:
-        gate.wait()
-        return networks
-
-    failures: list[StartupError | None] = []
-    with starting(Settings(), load, failures.append) as server:
-        try:
-            with visiting(browser, server.url) as visit:
-                trouble = visit.page.locator("#service-trouble")
-                expect(trouble).to_contain_text("The service is not ready. The service is starting")
-                expect(trouble).to_contain_text("Trying again in 1 s.")
-                gate.set()
-                expect(trouble).to_be_empty()
-                name = networks.classifier.contract.name
-                expect(visit.page.locator("#model")).to_contain_text(name)
-                wait_until(lambda: bool(failures))
-        finally:
-            gate.set()
-    assert failures == [None]
-
-
 def test_the_webcam_is_read_one_frame_at_a_time(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Use the webcam").click()
     expect(visit.page.locator(".answer")).to_contain_text("Happiness")
@@ -360,13 +254,32 @@ def test_the_webcam_is_read_one_frame_at_a_time(visit: Visit) -> None:
     assert visit.most_in_flight() == 1
 
 
+def test_the_keyboard_reaches_everything(visit: Visit, portrait: NDArray[np.uint8]) -> None:
+    visit.pick(("two.png", png(np.hstack((portrait, portrait[:, ::-1])))))
+    page, reached = visit.page, [""]
+    page.locator("#pick").focus()
+    while reached[-1] != "API documentation":
+        reached.append(page.evaluate(NAME_OF_FOCUS))
+        assert len(reached) < 40, reached
+        page.keyboard.press("Tab")
+    bars = [name for name in reached if name.startswith(("neutral", "happiness", "contempt"))]
+    assert len(bars) == 3
+    for name in ("Choose photos", "Use the webcam", "Remove two.png", "Attention", "Opacity"):
+        assert name in reached
+    assert {name[:2] for name in reached} >= {"1 ", "2 "}  # the faces
+    assert "JSON and curl" in reached
+    page.get_by_label("Attention").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".drawing image")).to_be_hidden()
+
+
 @pytest.mark.parametrize(("dark", "width"), [(False, WIDTH), (True, WIDTH), (True, 360)])
 def test_everybody_can_use_it(
     browser: Browser, server: RunningServer, portrait_jpeg: bytes, dark: bool, width: int
 ) -> None:
     """axe-core finds nothing to complain of, and nothing is wider than the screen."""
     with visiting(browser, server.url, dark=dark, width=width) as visit:
-        visit.pick(("portrait.jpg", portrait_jpeg), ("text.jpg", TEXT))
+        visit.pick(("portrait.jpg", portrait_jpeg), ("text.jpg", b"This is a text."))
         visit.page.get_by_text("JSON and curl").click()
         visit.page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
         found = visit.page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
