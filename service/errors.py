@@ -28,6 +28,7 @@
     │   └── DeadlineExceededError       504
     ├── ImageFileError                  in process only: a file that cannot be read
     ├── OutputError                     command line only: answers cannot be written there
+    ├── BulkError                       command line only: a worker failed for good
     └── StartupError                    ends the process: one line, exit code 1
         ├── SettingsError
         ├── ModelFileError
@@ -263,6 +264,10 @@ class ImageFileError(ServiceError):
 
 class OutputError(ServiceError):
     """The file that answers should go to cannot be had, or is of another kind."""
+
+
+class BulkError(ServiceError):
+    """A bulk job ended before its time: its cluster could not be had, or a worker kept failing."""
 
 
 class StartupError(ServiceError):

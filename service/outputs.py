@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol, get_args
 
 from service.errors import OutputError
+from service.sources import is_address
 from service.tables import Row
 
 Format = Literal["jsonl", "csv", "parquet"]
@@ -77,25 +78,24 @@ def prepare(path: str, kind: Format, *, resume: bool, overwrite: bool) -> set[st
         if resume or kind == "parquet":
             raise OutputError("standard output takes no --resume and no Parquet; give --output.")
         return set()
+    if is_address(path):
+        raise OutputError(f"{path}: addresses are written by lan-fer bulk alone.")
+    if kind == "parquet":
+        from service.parquet import prepare_folder
+
+        return prepare_folder(path, resume=resume, overwrite=overwrite)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or _is_empty(target):
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder.")
+    if not target.exists() or not target.stat().st_size:
         return set()
     if resume:
         return _KEEP[kind](target)
     if not overwrite:
         raise OutputError(f"{path} exists; go on with it (--resume) or replace it (--overwrite).")
-    if kind == "parquet":
-        from service.parquet import remove_parts
-
-        remove_parts(target)
-    else:
-        target.write_bytes(b"")
+    target.write_bytes(b"")
     return set()
-
-
-def _is_empty(path: Path) -> bool:
-    return not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
 
 
 def open_output(path: str, kind: Format, columns: Mapping[str, type]) -> Output:
@@ -204,10 +204,4 @@ def _cut_after_last_line(path: Path) -> None:
     os.truncate(path, whole)
 
 
-def _keep_parquet(path: Path) -> set[str]:
-    from service.parquet import sources_in
-
-    return sources_in(path)
-
-
-_KEEP = {"jsonl": _keep_json_lines, "csv": _keep_csv, "parquet": _keep_parquet}
+_KEEP = {"jsonl": _keep_json_lines, "csv": _keep_csv}

@@ -15,11 +15,16 @@ from service.tables import Row
 
 try:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
+    from pyarrow import fs
 except ImportError as error:
     raise OutputError("Parquet needs pyarrow: pip install 'lan-fer[parquet]'.") from error
 
+from service.buckets import locate
+
 SUFFIX = ".parquet"
+UNFINISHED = ".unfinished"
 
 
 def schema_of(columns: Mapping[str, type]) -> Any:  # noqa: ANN401 - pyarrow has no types
@@ -52,45 +57,69 @@ class ParquetOutput:
         if not self._rows:
             return
         part = self._folder / f"part-{self._next:06}{SUFFIX}"
-        unfinished = part.with_suffix(".unfinished")
+        unfinished = part.with_suffix(UNFINISHED)
         pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), unfinished)
         unfinished.replace(part)
         self._next += 1
         self._rows = []
 
 
-def sources_in(folder: Path) -> set[str]:
-    """The sources in a folder's files; what a killed run left unfinished is taken away.
+def prepare_folder(folder: str, *, resume: bool, overwrite: bool) -> set[str]:
+    """Make room in a folder, by its path or address; the sources that it holds and keeps.
 
-    Raises OutputError where the folder holds tables without sources.
+    What a killed run left unfinished is taken away. Raises OutputError where there are answers that
+    are neither to be gone on with nor overwritten, or tables of another kind.
     """
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is no folder; Parquet goes into one.")
+    system, parts = _parts(folder)
+    if not parts:
+        return set()
+    if overwrite:
+        for part in parts:
+            system.delete_file(part)
+        return set()
+    if not resume:
+        raise OutputError(f"{folder} exists; go on with it (--resume) or replace it (--overwrite).")
     done: set[str] = set()
-    for part in sorted(folder.rglob("*")):
-        if part.suffix == ".unfinished":
-            part.unlink()
-        elif part.suffix == SUFFIX:
-            done.update(_sources(part))
+    for part in parts:
+        done.update(_sources(system, part))
     return done
 
 
-def remove_parts(folder: Path) -> None:
-    """Empty a folder of the files that this module writes, and of nothing else."""
-    for part in [*folder.glob("*" + SUFFIX), *folder.glob("*.unfinished")]:
-        part.unlink()
+def _parts(folder: str) -> tuple[Any, list[str]]:
+    """The file system, and the files on it that this module writes."""
+    system, root = locate(folder)
+    if system.get_file_info(root).type == fs.FileType.File:
+        raise OutputError(f"{folder} is no folder; Parquet goes into one.")
+    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    ours = (info.path for info in found if info.path.endswith((SUFFIX, UNFINISHED)))
+    return system, sorted(ours)
 
 
-def _sources(part: Path) -> list[str]:
+def _sources(system: Any, part: str) -> list[str]:  # noqa: ANN401 - pyarrow has no types
+    if part.endswith(UNFINISHED):
+        system.delete_file(part)
+        return []
     try:
-        table = pq.read_table(part, columns=["source"])
+        with system.open_input_file(part) as file:
+            table = pq.read_table(file, columns=["source"])
     except pa.ArrowInvalid:
-        part.unlink()  # a writer was killed half way; its photos are read again
+        system.delete_file(part)  # its writer was killed half way; its photos are read again
         return []
     if "source" not in table.column_names:
         raise OutputError(f"{part}: has no column 'source'; it is not lan-fer's.")
     sources: list[str] = table.column("source").unique().to_pylist()
     return sources
+
+
+def rows_with(folder: str, column: str) -> list[Row]:
+    """`source` and `column` of the rows where that column is not empty, of all files."""
+    system, parts = _parts(folder)
+    found: list[Row] = []
+    for part in parts:
+        with system.open_input_file(part) as file:
+            table = pq.read_table(file, columns=["source", column])
+        found.extend(table.filter(pc.is_valid(table.column(column))).to_pylist())
+    return found
 
 
 def _number(part: Path) -> int:

@@ -17,6 +17,7 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
 )
 STANDARD_INPUT = "-"
+ADDRESS = "://"
 
 
 def find_sources(names: Iterable[str], *, lines: Iterable[str] = ()) -> list[Path]:
@@ -36,12 +37,19 @@ def find_sources(names: Iterable[str], *, lines: Iterable[str] = ()) -> list[Pat
     return list(found)
 
 
+def is_address(name: str) -> bool:
+    """Whether the name is a bucket's address, and no path of this machine."""
+    return ADDRESS in name
+
+
 def is_video(path: Path) -> bool:
     """Whether the suffix is a video's."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _meant_by(name: str) -> list[Path]:
+    if is_address(name):
+        raise ImageFileError(f"{name}: addresses are read by lan-fer bulk alone.")
     path = Path(name)
     if path.is_dir():
         photos = _photos_below(path)

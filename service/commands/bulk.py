@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, say
 from service.commands.predict import add_explanation, options_of
-from service.outputs import prepare
 from service.settings import load_settings
-from service.sources import find_sources
+from service.sources import find_sources, is_address
 
 SUMMARY = "read millions of photos to Parquet with Ray"
 
 EXAMPLES = """examples:
   lan-fer bulk /photos --output /answers                 every core of this machine
   lan-fer bulk /photos --output /answers --resume        go on after an interruption
+  lan-fer bulk 's3://bucket/photos?region=eu-central-1' -o s3://bucket/answers
   RAY_ADDRESS=auto lan-fer bulk /mnt/photos -o /mnt/answers --workers 64
   lan-fer bulk /photos -o /answers --gpus-per-worker 1 --provider cuda
 
@@ -29,9 +30,15 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     """The flags of `bulk`."""
     parser.description = SUMMARY.capitalize() + "."
     parser.epilog = EXAMPLES
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="photo, folder, pattern, or -")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FOLDER", help="where the Parquet files go"
+        "paths", nargs="+", metavar="PATH", help="photo, folder, pattern, bucket, or -"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="where the Parquet files go: a folder or bucket",
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="skip what the output already has")
@@ -49,15 +56,14 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read everything; exit code 1 where a photo could not be read."""
     from service.bulk import BulkJob, failures, run_job
+    from service.parquet import prepare_folder
 
     settings = given_settings(arguments)
     load_settings(**settings)  # a wrong one is said here, not by every worker
-    sources = [path.absolute() for path in find_sources(arguments.paths, lines=sys.stdin)]
-    done = prepare(
-        arguments.output, "parquet", resume=arguments.resume, overwrite=arguments.overwrite
-    )
-    left = [source for source in sources if str(source) not in done]
-    output = Path(arguments.output)
+    sources = _sources(arguments.paths)
+    output = _absolute(arguments.output)
+    done = prepare_folder(output, resume=arguments.resume, overwrite=arguments.overwrite)
+    left = [source for source in sources if source not in done]
     if left:
         say(f"{len(left)} of {len(sources)} photos to read")
         run_job(
@@ -71,3 +77,22 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     return report(failures(output), len(sources))
+
+
+def _sources(names: Sequence[str]) -> list[str]:
+    """What `predict` would read, as absolute paths, and the photos of buckets."""
+    from service.buckets import list_photos
+
+    found: dict[str, None] = {}
+    for name in names:
+        if is_address(name):
+            found.update(dict.fromkeys(list_photos(name)))
+        else:
+            paths = find_sources([name], lines=sys.stdin)
+            found.update(dict.fromkeys(_absolute(str(path)) for path in paths))
+    return list(found)
+
+
+def _absolute(name: str) -> str:
+    # A worker need not have this process's folder as its own.
+    return name if is_address(name) else str(Path(name).absolute())

@@ -110,3 +110,27 @@ def test_job_that_is_killed_goes_on(photos: Path, tmp_path: Path) -> None:
     assert_each_once(photos, output)
     finish(bulk(photos, output, "--resume"))
     assert_each_once(photos, output)
+
+
+def test_worker_that_cannot_work_ends_the_job_in_one_line(photos: Path, tmp_path: Path) -> None:
+    process = bulk(photos, tmp_path / "answers", "--model-path", "no-such.onnx")
+    err = finish(process)
+    assert "lan-fer: a worker failed: " in err
+    assert "no-such.onnx" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_photos_and_answers_may_be_in_a_bucket(photos: Path, tmp_path: Path) -> None:
+    # A folder by its address goes the way of a bucket.
+    output = tmp_path / "answers"
+    command = [sys.executable, "-m", "service.cli", "bulk", f"file://{photos}", "-o"]
+    done = subprocess.run(
+        [*command, f"file://{output}", "--workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert f"file://{photos}/broken.jpg: The bytes are no JPEG" in done.stderr
+    rows = pq.read_table(output).to_pylist()
+    assert {row["source"] for row in rows} == {f"file://{path}" for path in photos.iterdir()}
