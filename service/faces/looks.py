@@ -167,14 +167,16 @@ def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
 
 
 def _plan_photo(height: int, width: int) -> tuple[Round, ...]:
-    """Small, then middle, then as one big face that fills the frame, then in tiles."""
+    """Small and middle, then as one big face that fills the frame, then in tiles."""
     long_side = max(height, width)
     first = replace(_look(height, width, SMALL_SIDE, SMALL_CANVASES), doubts=True)
     middle = replace(_look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES), doubts=True)
-    rounds = [
-        Round((first,)),
-        Round((middle,), small_below=SMALLEST_SURE_FACE_AT_FIRST / first.scale, on_doubt=True),
-    ]
+    if long_side > MIDDLE_SIDE:
+        # The smallest size alone would show no hint of people behind a large face.
+        rounds = [Round((replace(first, doubts=False), middle))]
+    else:
+        below = SMALLEST_SURE_FACE_AT_FIRST / first.scale
+        rounds = [Round((first,)), Round((middle,), small_below=below, on_doubt=True)]
     frame_filling = [s for s in SECOND_LOOK_SIDES if s < SMALL_SIDE]
     rounds += [
         Round((_square_look(long_side, side, SECOND_LOOK_MIN_SCORE),)) for side in frame_filling

@@ -46,7 +46,7 @@ def canvases(detector: FaceDetector, image: UInt8) -> list[tuple[int, int]]:
 def test_a_face_that_fills_a_good_part_needs_no_search(networks: Networks, portrait: UInt8) -> None:
     assert canvases(networks.detector, portrait) == [(320, 320), (192, 192)]
     large = np.asarray(cv2.resize(portrait, (2000, 2000)), np.uint8)
-    assert canvases(networks.detector, large) == [(320, 320), (192, 192)]
+    assert canvases(networks.detector, large) == [(320, 320), (640, 640)]
 
 
 def test_a_small_face_calls_for_a_closer_look(networks: Networks, portrait: UInt8) -> None:
