@@ -169,7 +169,7 @@ def binary_tensor(size: int) -> dict[str, object]:
         ({"json": {"inputs": [tensor(), tensor()]}}, 422, "one input"),
         ({"json": {"inputs": [tensor(shape=[0])]}}, 422, "shape"),
         ({"json": {"inputs": [tensor(shape=[-1, -1])]}}, 422, "shape"),
-        ({"json": {"inputs": [tensor(shape=[10**6])]}}, 422, "1 to 32"),
+        ({"json": {"inputs": [tensor(shape=[10**6])]}}, 422, "images, one an element"),
         ({"json": {"inputs": [tensor(shape=[2])]}}, 422, "2 images, and 1"),
         ({"json": {"inputs": [tensor(data=[1])]}}, 422, "strings"),
         ({"json": {"inputs": [tensor(data=["/etc/passwd.."])]}}, 422, "base64"),
