@@ -127,6 +127,10 @@ docs: $(DEV_STAMP) ## Write docs/api.md from the OpenAPI document
 	$(BIN)/python docs/api_page.py > docs/api.md.new
 	mv docs/api.md.new docs/api.md
 
+.PHONY: bench
+bench: setup ## Measure the service against a plain FastAPI wrapper (about 10 minutes)
+	$(BIN)/python -m benchmarks.run
+
 # --- upkeep ------------------------------------------------------------------------------------
 
 .PHONY: lock

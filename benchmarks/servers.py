@@ -1,0 +1,119 @@
+"""Starts the service or the baseline as its own process, and reads what it costs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PATIENCE_SECONDS = 120.0
+MEBIBYTE = 1024 * 1024
+SERVICE, BASELINE = "service", "baseline"
+# The service's own command, so that its start is timed as a user meets it.
+COMMANDS = {
+    SERVICE: [sys.executable, "-m", "service.cli", "serve"],
+    BASELINE: [sys.executable, "-m", "benchmarks.baseline.app"],
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One load on one server."""
+
+    load: dict[str, Any]
+    """What benchmarks.load printed."""
+    cpu_ms_per_photo: float
+    """CPU time of the server's process for an answered photo."""
+    rss_mb: float
+    """Resident memory after the load."""
+    peak_mb: float
+    """Most resident memory since the start."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunningServer:
+    """A server that is ready."""
+
+    url: str
+    process: psutil.Process
+    seconds_to_ready: float
+
+    def rss_mb(self) -> float:
+        """Resident memory, MiB."""
+        return float(self.process.memory_info().rss / MEBIBYTE)
+
+    def peak_mb(self) -> float:
+        """Most resident memory so far (Linux), MiB; else what it is now."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        if not status.is_file():
+            return self.rss_mb()
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+
+    def cpu_seconds(self) -> float:
+        """CPU time used so far."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def load(self, photos: Path, *options: object) -> Measured:
+        """Run benchmarks.load against it."""
+        command = [sys.executable, "-m", "benchmarks.load", "--url", self.url]
+        before = self.cpu_seconds()
+        run = subprocess.run(
+            [*command, "--photos", str(photos), *map(str, options)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        spent = self.cpu_seconds() - before
+        summary = json.loads(run.stdout)
+        share = spent * 1000 / max(1, summary["answered"])
+        return Measured(summary, round(share, 2), round(self.rss_mb(), 1), round(self.peak_mb(), 1))
+
+
+@contextmanager
+def running(kind: str, arguments: list[str]) -> Iterator[RunningServer]:
+    """The service or the baseline on a free port of loopback, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*COMMANDS[kind], "--port", str(port), *arguments], stdout=log, stderr=log
+        )
+        try:
+            _wait_until_ready(url, process)
+            yield RunningServer(url, psutil.Process(process.pid), time.perf_counter() - started)
+        finally:
+            process.terminate()
+            if process.wait(PATIENCE_SECONDS) not in (0, -signal.SIGTERM):
+                log.seek(0)
+                sys.stderr.write(log.read().decode(errors="replace"))
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.perf_counter() + PATIENCE_SECONDS
+    while time.perf_counter() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with code {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.02)
+    raise SystemExit("the server did not become ready")
