@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, say
 from service.commands.predict import add_explanation, options_of
+from service.pipeline import load_networks
 from service.settings import load_settings
 from service.sources import find_sources, is_address
 
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     from service.parquet import prepare_folder
 
     settings = given_settings(arguments)
-    load_settings(**settings)  # a wrong one is said here, not by every worker
+    # A wrong setting or model is said here, not by every worker; the GPU may be theirs alone.
+    load_networks(load_settings(**settings | {"provider": "cpu"}))
     sources = _sources(arguments.paths)
     output = _absolute(arguments.output)
     done = prepare_folder(output, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -112,12 +112,10 @@ def test_job_that_is_killed_goes_on(photos: Path, tmp_path: Path) -> None:
     assert_each_once(photos, output)
 
 
-def test_worker_that_cannot_work_ends_the_job_in_one_line(photos: Path, tmp_path: Path) -> None:
-    process = bulk(photos, tmp_path / "answers", "--model-path", "no-such.onnx")
-    err = finish(process)
-    assert "lan-fer: a worker failed: " in err
-    assert "no-such.onnx" in err.splitlines()[-1]
-    assert "Traceback" not in err
+def test_wrong_model_is_one_line_before_ray_starts(photos: Path, tmp_path: Path) -> None:
+    err = finish(bulk(photos, tmp_path / "answers", "--model-path", "no-such.onnx"))
+    (line,) = err.splitlines()
+    assert line.startswith("lan-fer: no-such.onnx: ")
 
 
 def test_photos_and_answers_may_be_in_a_bucket(photos: Path, tmp_path: Path) -> None:
