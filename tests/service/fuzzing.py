@@ -133,7 +133,7 @@ def raw_requests(count: int, seed: int = 1) -> Iterator[bytes]:
         b"Content-Type: image/jpeg",
         b"Content-Length: %d" % len(photo),
         b"X-Request-ID: abc",
-        b"X-Request-Timeout-Ms: 1000",
+        b"X-Request-Timeout-Ms: 30000",
         b"Accept: application/json",
         b"Connection: close",
     )

@@ -93,7 +93,8 @@ def test_mutated_requests_are_answered_or_cut_off(impatient: RunningServer) -> N
     for number, request in enumerate(raw_requests(CASES // RAW_SHARE)):
         reply = exchange(impatient, request)
         for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", reply):
-            assert int(status) < 500, (number, reply)
+            # 504: the request asks for a deadline, and a fault may make it a short one.
+            assert int(status) < 500 or int(status) == 504, (number, reply)
 
 
 def exchange(server: RunningServer, request: bytes) -> bytes:
