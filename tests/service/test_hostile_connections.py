@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -119,8 +120,11 @@ def test_idle_connections_make_way(serve: Serve) -> None:
         newcomer = stack.enter_context(connected(server))
         newcomer.sendall(LIVE)
         assert newcomer.recv(65536).startswith(b"HTTP/1.1 200 OK")
-        assert is_over(idle[0])
-        for connection in idle[1:]:
+        # One has gone; which, is a matter of chance where all came in the same millisecond.
+        readable, _, _ = select.select(idle, [], [], PATIENCE_SECONDS)
+        (gone,) = readable
+        assert is_over(gone)
+        for connection in set(idle) - {gone}:
             connection.sendall(LIVE)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
