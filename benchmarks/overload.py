@@ -48,6 +48,7 @@ async def flood(
         asyncio.create_task(watch(server.process, SAMPLE_EVERY, samples)),
     ]
     started, cpu = time.perf_counter(), time.process_time()
+    server_cpu, loop_cpu = server.cpu_seconds(), _event_loop_seconds(server)
     async with open_session() as session:
         tasks = []
         for number, after in enumerate(moments(rate, seconds, np.random.default_rng(0))):
@@ -69,8 +70,16 @@ async def flood(
         "rss_mb_middle": samples[len(samples) // 2].rss_mb,
         "rss_mb_last": samples[-1].rss_mb,
         "rss_mb_peak": round(server.peak_mb(), 1),
+        "server_cores": round((server.cpu_seconds() - server_cpu) / elapsed, 2),
+        "event_loop_cores": round((_event_loop_seconds(server) - loop_cpu) / elapsed, 2),
         "generator_cores": round((time.process_time() - cpu) / elapsed, 2),
     }
+
+
+def _event_loop_seconds(server: RunningServer) -> float:
+    """CPU time of the thread that takes and refuses requests, the process's first."""
+    threads = server.process.threads()
+    return sum(t.user_time + t.system_time for t in threads if t.id == server.process.pid)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
