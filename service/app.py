@@ -88,7 +88,6 @@ def _add_middleware(
     app: FastAPI, settings: Settings, service: ServiceState
 ) -> TracerProvider | None:
     """The last one added is the first to see a request."""
-    app.add_middleware(SheddingMiddleware, lifecycle=service.lifecycle)
     if settings.cors_origins is not None:
         allow_origins(app, settings.cors_origins)
     provider = add_traces(app) if settings.traces == "otlp" else None
@@ -96,6 +95,8 @@ def _add_middleware(
         EdgeMiddleware, metrics=service.metrics, max_header_bytes=settings.max_header_bytes
     )
     app.add_middleware(SecurityHeadersMiddleware)
+    if settings.cors_origins is None:  # a page elsewhere could not read a refusal without them
+        app.add_middleware(SheddingMiddleware, lifecycle=service.lifecycle, metrics=service.metrics)
     return provider
 
 

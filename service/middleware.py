@@ -87,7 +87,7 @@ class _Exchange:
         self._bytes_in = 0
         self._bytes_out = 0
         self.status: int | None = None
-        self.request_id = _request_id(Request(scope).headers.get(REQUEST_ID_HEADER))
+        self.request_id = request_id_of(Request(scope).headers.get(REQUEST_ID_HEADER))
         self._state = scope.setdefault("state", {})
         self._state["request_id"] = self.request_id
 
@@ -128,7 +128,8 @@ class _Exchange:
         access_logger.info("request", extra=fields | self._state.get("log_fields", {}))
 
 
-def _request_id(given: str | None) -> str:
+def request_id_of(given: str | None) -> str:
+    """The client's X-Request-ID where it is a sound one, else one of our own."""
     if given is not None and VALID_REQUEST_ID.fullmatch(given):
         return given
     return uuid.uuid4().hex

@@ -69,6 +69,45 @@ def test_too_many_images_are_refused_before_their_body_is_read(
         assert client.post("/predict", content=grey_photo(3), headers=JPEG).status_code == 200
 
 
+def test_photos_turned_away_are_counted_and_logged_together(
+    serve_held: Callable[..., RunningServer],
+    held: HeldDetector,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve_held(max_in_flight_images=1)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    with server.client() as client:
+        for _ in range(3):
+            refused = client.post("/predict", content=b"x", headers={"x-request-id": "mine"})
+            assert_problem(refused, 429, "overloaded")
+            assert refused.headers["x-request-id"] == "mine"
+            assert refused.headers["x-content-type-options"] == "nosniff"
+            assert refused.headers["cache-control"] == "no-store"
+        metrics = client.get("/metrics").text
+    name = 'lan_fer_http_requests_total{method="POST",route="/predict",status="429"}'
+    assert f"{name} 3.0" in metrics
+    assert 'lan_fer_problems_total{problem="overloaded"} 3.0' in metrics
+    assert any(r.getMessage() == "photos turned away" for r in caplog.records)
+    held.gate.set()
+    assert first().status_code == 200
+
+
+def test_refusal_can_be_read_by_a_page_of_another_origin(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    server = serve_held(max_in_flight_images=1, cors_origins="https://elsewhere.example")
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    with server.client() as client:
+        origin = {"origin": "https://elsewhere.example"}
+        refused = client.post("/predict", content=b"x", headers=origin)
+    assert_problem(refused, 429, "overloaded")
+    assert refused.headers["access-control-allow-origin"] == "https://elsewhere.example"
+    held.gate.set()
+    assert first().status_code == 200
+
+
 def test_refused_requests_give_their_permit_back(serve: Serve, portrait_jpeg: bytes) -> None:
     server = serve(max_in_flight_images=1)
     with server.client() as client:
