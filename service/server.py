@@ -22,6 +22,9 @@ CHECK_SECONDS = 0.1
 # Models, logs, listening sockets, and room for connections that are being closed.
 OTHER_FILES = 256
 
+# The longest that connections are taken which were there when the stop began.
+LAST_ACCEPT_SECONDS = 2.0
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, which minds slow clients and what arrives while it stops."""
@@ -75,8 +78,12 @@ class Server(uvicorn.Server):
 
     async def _accept_all(self, listener: socket.socket) -> None:
         listener.setblocking(False)
+        # From here on the kernel lets nobody new in: clients that keep coming back would keep the
+        # server from ever stopping.
+        listener.listen(0)
         loop = asyncio.get_running_loop()
-        while True:
+        end = loop.time() + LAST_ACCEPT_SECONDS
+        while loop.time() < end:
             try:
                 client, _ = listener.accept()
             except OSError:  # nobody is left
