@@ -297,7 +297,9 @@ def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path)
     assert own.contract.validation_accuracy == twin.contract.validation_accuracy
     assert own.contract.protocol.endswith("training + validation")
     assert own.sha256 != twin.sha256
-    assert "Measured on a twin: FERPlus validation" in output.with_suffix(".md").read_text()
+    card = output.with_suffix(".md").read_text()
+    assert "Measured on a twin: " in card
+    assert "right says only that nothing broke" in card
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("lan")) == [
         "lan.md",
         "lan.onnx",
