@@ -78,9 +78,8 @@ def _what(assessment: Assessment) -> str:
 
 def _measured(assessment: Assessment, recipe: Recipe) -> str:
     contract = assessment.model.contract
-    protocol = (
-        contract.protocol.rpartition("; ")[0] or contract.protocol
-    )  # without what was learnt from
+    # The protocol without its last part, which says what was learnt from.
+    protocol = contract.protocol.rpartition("; ")[0] or contract.protocol
     ours = (
         f"validation split of {contract.dataset} ({protocol}), faces found and aligned by the "
         "service's code"

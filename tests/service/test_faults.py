@@ -5,15 +5,13 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx
 import pytest
 
-from service.pipeline import Networks
-from service.settings import Settings
 from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, raw_request, read_all
 from tests.service.serving import (
     PATIENCE_SECONDS,
@@ -24,23 +22,6 @@ from tests.service.serving import (
 )
 
 LIVE = b"GET /health/ready HTTP/1.1\r\nHost: here\r\n\r\n"
-
-
-@pytest.fixture
-def held() -> Iterator[HeldDetector]:
-    detector = HeldDetector(Settings())
-    yield detector
-    detector.gate.set()
-
-
-@pytest.fixture
-def serve_held(
-    serve: Serve, networks: Networks, held: HeldDetector
-) -> Callable[..., RunningServer]:
-    def start(**settings: object) -> RunningServer:
-        return serve(Networks(held, networks.classifier), inference_workers=1, **settings)
-
-    return start
 
 
 # --- a stage that hangs -------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -27,25 +27,6 @@ from tests.service.serving import (
     assert_problem,
     wait_until,
 )
-
-
-@pytest.fixture
-def held() -> Iterator[HeldDetector]:
-    detector = HeldDetector(Settings())
-    yield detector
-    detector.gate.set()
-
-
-@pytest.fixture
-def serve_held(
-    serve: Serve, networks: Networks, held: HeldDetector
-) -> Callable[..., RunningServer]:
-    """serve_held(setting=value): one worker a network, so that a held batch holds all."""
-
-    def start(**settings: object) -> RunningServer:
-        return serve(Networks(held, networks.classifier), inference_workers=1, **settings)
-
-    return start
 
 
 def test_too_many_images_are_refused_before_their_body_is_read(
