@@ -17,6 +17,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from service.faces.alignment import compose, warp_crop
@@ -31,13 +32,17 @@ GRID = 7
 class Batch(NamedTuple):
     """N training examples."""
 
-    images: Tensor  # [N,3,S,S] uint8 RGB
+    images: Tensor  # [N,3,S,S] uint8 RGB, channels last in memory
     targets: Tensor  # [N,K] float32
     guidance: Tensor  # [N,7,7] float32, 0..1
     indices: Tensor  # [N] int64, position in the split
 
 
-class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
+Example = tuple[Tensor, Tensor, Tensor, int]
+"""What a batch is made of, of one image."""
+
+
+class CropDataset(Dataset[Example]):
     """Crops of `split` in the input size of a network.
 
     Example `i` of epoch `e` depends on (seed, e, i) alone: not on the order, on the number of
@@ -65,7 +70,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    def __getitem__(self, index: int) -> Example:
         image = read_image(self.split.paths[index])
         matrix = self._matrices[index]
         grid = np.zeros((GRID, GRID), np.float32)
@@ -95,6 +100,16 @@ def class_weights(split: Split) -> NDArray[np.float64]:
     """
     classes = np.where(split.classes >= 0, split.classes, split.targets.argmax(1))
     return np.asarray(1 / np.bincount(classes)[classes], np.float64)
+
+
+def collate(examples: list[Example]) -> Batch:
+    """Examples -> a batch, its pixels copied in the order in which OpenCV left them.
+
+    Stacking channels first would transpose every crop, and `normalise` transpose them back.
+    """
+    rows = [(pixels.permute(1, 2, 0), *rest) for pixels, *rest in examples]
+    images, targets, guidance, indices = default_collate(rows)
+    return Batch(images.permute(0, 3, 1, 2), targets, guidance, indices)
 
 
 class _Share(Sampler[list[int]]):
@@ -143,7 +158,7 @@ def batches(
         batch_sampler=_Share(BatchSampler(sampler, batch_size, drop_last), share),
         generator=generator,
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
-    for images, targets, guidance, indices in loader:
-        yield Batch(images, targets, guidance, indices)
+    yield from loader

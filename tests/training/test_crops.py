@@ -310,6 +310,12 @@ def test_batches_hold_what_belongs_together(tmp_path: Path) -> None:
             assert torch.equal(batch.guidance[place], guidance)
 
 
+def test_a_batch_needs_no_transposing_before_the_network(tmp_path: Path) -> None:
+    images = next(batches(augmented(tmp_path), 3, shuffle=False)).images
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normalise(images), normalise(images.contiguous()))
+
+
 def test_only_a_shuffled_pass_drops_what_is_left_over(tmp_path: Path) -> None:
     dataset = augmented(tmp_path)
     assert [len(b.images) for b in batches(dataset, 3, shuffle=True)] == [3, 3]
