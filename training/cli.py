@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import sys
 import typing
 from pathlib import Path
@@ -28,6 +30,7 @@ from training.pipeline import RunPaths, train_lan
 from training.preparation import PreparationError
 from training.release import evaluate_file, release
 from training.runs import load_run
+from training.throughput import measure_throughput
 from training.tracking import compare_runs
 from training.trainer import TrainingError
 
@@ -100,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.set_defaults(run_command=lambda options: print(compare_runs(options.runs)))
     compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     _add_detector(commands)
+    _add_throughput(commands)
     add_commands(commands, _add_data, _paths)
     return parser
 
@@ -112,6 +116,22 @@ def _add_detector(commands: Any) -> None:  # noqa: ANN401
     source.add_argument("--download", action="store_true", help="fetch it into --cache")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="of the download")
     parser.add_argument("--output", type=Path, required=True, help="ONNX file to write")
+
+
+def _add_throughput(commands: Any) -> None:  # noqa: ANN401
+    text = "images a second of the data loader and of the network, alone and together"
+    parser = commands.add_parser("throughput", help=text)
+    parser.set_defaults(run_command=_throughput)
+    _add_data(parser)
+    parser.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of each measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=0, help="measure on so many (default: all of the split)"
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON in place of words")
+    _add_config(parser)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -151,12 +171,15 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def _train(options: argparse.Namespace) -> None:
+def _config(options: argparse.Namespace) -> TrainingConfig:
     names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"augmentation"}
-    config = TrainingConfig(**{name: getattr(options, name) for name in names})
+    return TrainingConfig(**{name: getattr(options, name) for name in names})
+
+
+def _train(options: argparse.Namespace) -> None:
     paths = _paths(options, run=options.run)
     paths = dataclasses.replace(paths, weights=options.weights, start=options.start)
-    train_lan(config, paths, resume=options.resume, final=options.final)
+    train_lan(_config(options), paths, resume=options.resume, final=options.final)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -185,6 +208,16 @@ def _detector(options: argparse.Namespace) -> None:
     load_checkpoint(network, options.checkpoint or fetch_checkpoint(options.cache))
     difference = export_detector(network, options.output)
     print(f"{options.output}: written; differs from torch by {difference:.1g} at most")
+
+
+def _throughput(options: argparse.Namespace) -> None:
+    paths = dataclasses.replace(_paths(options, run=Path()), weights=options.weights)
+    # What preparation tells is no part of the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        measured = measure_throughput(
+            _config(options), paths, seconds=options.seconds, images=options.images
+        )
+    print(json.dumps(measured.as_dict()) if options.json else measured.text())
 
 
 def _paths(options: argparse.Namespace, *, run: Path) -> RunPaths:

@@ -180,7 +180,7 @@ class Trainer:
 
     def _train_epoch(self, train: CropDataset) -> dict[str, float]:
         train.epoch = self.epoch
-        self._set_mode()
+        self.set_mode()
         steps = max(1, len(train) // self.config.batch_size)
         sums = torch.zeros(2, device=self.world.device)
         passes = batches(
@@ -195,14 +195,18 @@ class Trainer:
         bar = progress(passes, title, steps)
         for step, batch in enumerate(bar):
             done = (self.epoch + step / steps) / self.config.epochs
-            loss = self._step(batch, done)
+            loss = self.step(batch, done)
             self._share_slopes(self.epoch * steps + step, steps)
             sums += torch.stack((loss.classification, loss.guidance)).detach()
             bar.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
         classification, guidance = self.world.mean(sums / steps).tolist()
         return {"loss": classification, "guidance_loss": guidance}
 
-    def _step(self, batch: Batch, done: float) -> Loss:
+    def step(self, batch: Batch, done: float) -> Loss:
+        """Learn from one batch; `done` (0..1) of the whole run lies behind.
+
+        Raises TrainingError where the loss is not finite.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done)
         device, halved = self.world.device, self.config.precision == "bfloat16"
@@ -230,7 +234,8 @@ class Trainer:
             # Weights averaged until now were learnt beside other slopes.
             self.average.load_state_dict(self.network.state_dict())
 
-    def _set_mode(self) -> None:
+    def set_mode(self) -> None:
+        """Make the network ready for steps of the current epoch: what learns, what is frozen."""
         self.network.train().requires_grad_(True)
         late = self.config.freeze_from and self.epoch >= self.config.freeze_from
         if self.epoch < self.config.freeze_epochs or late:
