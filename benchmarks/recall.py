@@ -80,21 +80,27 @@ def measure(count: Count, find: Find, scene: Scene, kind: str) -> None:
     count.extra += int((table.max(0) < FOUND_IOU / 2).sum()) if len(boxes) else 0
 
 
+def service_search(detector: FaceDetector) -> Find:
+    """The service's search, with its thresholds; takes [H,W,3] uint8 RGB."""
+
+    def find(image: UInt8) -> Boxes:
+        boxes = [face.box for face in detector.detect(image)]
+        return np.array(boxes, np.float64).reshape(-1, 4)
+
+    return find
+
+
 def finders() -> dict[str, Find]:
     """The two searches; both take [H,W,3] uint8 RGB."""
     path = Settings().detector_path
     service = FaceDetector.load(path, SessionSettings("cpu"))
     baseline = Detector(path, 1)
 
-    def by_service(image: UInt8) -> Boxes:
-        boxes = [face.box for face in service.detect(image)]
-        return np.array(boxes, np.float64).reshape(-1, 4)
-
     def by_baseline(image: UInt8) -> Boxes:
         boxes = [face.box for face in baseline.detect(np.ascontiguousarray(image[..., ::-1]))]
         return np.array(boxes, np.float64).reshape(-1, 4)
 
-    return {"baseline, own size": by_baseline, "service": by_service}
+    return {"baseline, own size": by_baseline, "service": service_search(service)}
 
 
 def main() -> None:
