@@ -117,8 +117,8 @@ class Report:
 
 
 def heights(boxes: Boxes) -> list[float]:
-    """Of boxes [N,4]."""
-    return [float(height) for height in boxes[:, 3] - boxes[:, 1]]
+    """Of boxes [N,4]; rounded, so that no last digit decides on a row."""
+    return [round(float(height), 3) for height in boxes[:, 3] - boxes[:, 1]]
 
 
 def composed_scenes(photos: int, size: str) -> Iterator[Scene]:
