@@ -35,6 +35,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GPU_WORKERS = 2  # one batch runs while the next is stacked and copied
+# Of the detector and the classifier. On a CPU a batch takes as long as its items one by one, and
+# more memory.
+CPU_BATCHES, GPU_BATCHES = (1, 4), (8, 32)
 MAX_LOOKS = 16  # of one round of the detector
 STAGES: tuple[Stage, ...] = ("decode", "detect", "classify")
 
@@ -161,12 +164,13 @@ class Pipeline:
         self._metrics = metrics
         watch = watch or StageWatch()
         workers = settings.inference_workers or _default_workers(networks.provider)
+        detector_batch, classifier_batch = _batch_sizes(networks.provider, settings)
         self._detector: Batcher[Placement, Found] = Batcher(
             "detector",
             watch.watched("detector", networks.detector.find),
             key=lambda placement: placement.look.canvas,
             limits=BatchLimits(
-                settings.max_detector_batch,
+                detector_batch,
                 settings.max_in_flight_images * max(MAX_LOOKS, settings.max_faces),
                 workers,
             ),
@@ -177,7 +181,7 @@ class Pipeline:
             watch.watched("classifier", self._read),
             key=lambda _: None,
             limits=BatchLimits(
-                settings.max_classifier_batch,
+                classifier_batch,
                 settings.max_in_flight_images * settings.max_faces,
                 workers,
             ),
@@ -185,7 +189,9 @@ class Pipeline:
         )
         # Photos wait for their turn as files, not as pixels, and are answered in the order they
         # came rather than all at the end.
-        self._turns = asyncio.Semaphore(_photos_side_by_side(networks.provider, workers, settings))
+        self._turns = asyncio.Semaphore(
+            _photos_side_by_side(networks.provider, workers, detector_batch, settings)
+        )
 
     def start(self) -> None:
         """Start the workers, on the event loop that will call recognize()."""
@@ -351,11 +357,18 @@ class Pipeline:
         return self.networks.classifier.contract.labels[int(reading.probabilities.argmax())]
 
 
-def _photos_side_by_side(provider: str, workers: int, settings: Settings) -> int:
+def _photos_side_by_side(
+    provider: str, workers: int, detector_batch: int, settings: Settings
+) -> int:
     # On a CPU, enough that no core waits while a photo goes from one thread to the next.
     if provider == "CPUExecutionProvider":
-        return workers * (settings.max_detector_batch + 1)
+        return workers * (detector_batch + 2)
     return settings.max_in_flight_images
+
+
+def _batch_sizes(provider: str, settings: Settings) -> tuple[int, int]:
+    usual = CPU_BATCHES if provider == "CPUExecutionProvider" else GPU_BATCHES
+    return settings.max_detector_batch or usual[0], settings.max_classifier_batch or usual[1]
 
 
 def _default_workers(provider: str) -> int:

@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.pipeline import CPU_BATCHES
 from service.settings import ENV_PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def test_the_largest_photos_fit_into_memory(pod: Manifest) -> None:
     worst = (
         BASE_BYTES
         + chosen.max_in_flight_images * image
-        + chosen.inference_workers * chosen.max_detector_batch * DETECTOR_BYTES
+        + chosen.inference_workers * (chosen.max_detector_batch or CPU_BATCHES[0]) * DETECTOR_BYTES
         + chosen.image_workers * DECODING_BYTES_PER_PIXEL * chosen.max_image_pixels
     )
     assert worst < in_bytes(pod["containers"][0]["resources"]["limits"]["memory"])

@@ -44,7 +44,7 @@ def canvases(detector: FaceDetector, image: UInt8) -> list[tuple[int, int]]:
 
 
 def test_a_face_that_fills_a_good_part_needs_no_search(networks: Networks, portrait: UInt8) -> None:
-    assert canvases(networks.detector, portrait) == [(320, 320), (192, 192)]
+    assert canvases(networks.detector, portrait) == [(320, 320)]
     large = np.asarray(cv2.resize(portrait, (2000, 2000)), np.uint8)
     assert canvases(networks.detector, large) == [(320, 320), (640, 640)]
 
@@ -120,9 +120,9 @@ def test_pictures_for_training_are_looked_at_as_they_were(side: int) -> None:
 
 def test_coarse_landmarks_get_a_closer_look(networks: Networks, portrait: UInt8) -> None:
     detector = networks.detector
-    scene = np.full((960, 1280, 3), 90, np.uint8)
+    scene = np.full((1440, 1920, 3), 90, np.uint8)
     scene[:512, :512] = portrait
-    coarse = merge(NOTHING, detector.find([place(scene, plan_rounds(960, 1280)[0].looks[0])]))
+    coarse = merge(NOTHING, detector.find([place(scene, plan_rounds(1440, 1920)[0].looks[0])]))
     (face_at_first,) = coarse.faces
     assert face_at_first.seen_side < COARSE_FACE
     (whole,) = detector.find([place(portrait, Look((640, 640), 1.0, 0.7))])[0].faces
