@@ -40,8 +40,10 @@ MAX_PIPELINED = 16
 LINGER_SECONDS = 0.5
 # How long an idle connection is kept for one more request once the service stops.
 LAST_CALL_SECONDS = 2.0
-# An unfinished request this old makes way for a new connection when there are too many.
+# What makes way for a new connection when there are too many: an unfinished request this old, and a
+# connection idle for so long. One that was idle for less may have its next request under way.
 MAKES_WAY_SECONDS = 5.0
+IDLE_MAKES_WAY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,8 @@ class Connection(HttpToolsProtocol):
         if self._waiting_since is None or self.pipeline:
             return False
         idle = self._message_complete and not self._busy
-        return idle or now - self._waiting_since > MAKES_WAY_SECONDS
+        enough = IDLE_MAKES_WAY_SECONDS if idle else MAKES_WAY_SECONDS
+        return now - self._waiting_since >= enough
 
     def _make_way(self) -> None:
         if self._message_complete:

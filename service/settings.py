@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Open connections; for one more, the one that has waited longest for its "
-        "client is closed, or the new one gets 503 where none waits.",
+        "client is closed, or the new one gets 503 where none has waited a second.",
     )
     max_batch_images: int = Field(
         16,

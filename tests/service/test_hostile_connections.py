@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import service.connection as connection_module
 from service.pipeline import Networks
 from service.settings import Settings
 from tests.service.holding import Crowd, HeldDetector, grey_photo, raw_request, read_all
@@ -112,7 +113,8 @@ def test_client_that_does_not_read_its_reply_is_cut_off(serve: Serve) -> None:
 # --- too many -----------------------------------------------------------------------------------
 
 
-def test_idle_connections_make_way(serve: Serve) -> None:
+def test_idle_connections_make_way(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "IDLE_MAKES_WAY_SECONDS", 0.0)
     server = serve(max_connections=3)
     with ExitStack() as stack:
         idle = [stack.enter_context(connected(server)) for _ in range(3)]
@@ -125,6 +127,19 @@ def test_idle_connections_make_way(serve: Serve) -> None:
         (gone,) = readable
         assert is_over(gone)
         for connection in set(idle) - {gone}:
+            connection.sendall(LIVE)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_connections_that_were_busy_a_moment_ago_do_not_make_way(serve: Serve) -> None:
+    """Their next requests may be under way, and would meet a closed connection."""
+    server = serve(max_connections=2)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connected(server)) for _ in range(2)]
+        wait_until(lambda: open_connections(server) == 2)
+        newcomer = stack.enter_context(connected(server))
+        assert read_all(newcomer).startswith("HTTP/1.1 503 ")
+        for connection in idle:
             connection.sendall(LIVE)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
