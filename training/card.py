@@ -186,6 +186,11 @@ def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     told = []
     if start := origin.get("start"):
         told.append(f"The network went on from the best checkpoint of the run `{start}`")
+    if teacher := origin.get("teacher"):
+        told.append(
+            f"Beside the labels it learnt from the answers and features of the run `{teacher}` "
+            f"(weight {config.teacher_weight:g})"
+        )
     if config.share_slopes_epochs:
         told.append(
             "PReLU slopes approached their layer's mean over the first "

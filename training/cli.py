@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(train)
     train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
     train.add_argument("--start", type=Path, help="run whose best checkpoint to start from")
+    train.add_argument("--teacher", type=Path, help="run whose best network is learnt from too")
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--final", action="store_true", help="train on training + validation")
@@ -178,7 +179,9 @@ def _config(options: argparse.Namespace) -> TrainingConfig:
 
 def _train(options: argparse.Namespace) -> None:
     paths = _paths(options, run=options.run)
-    paths = dataclasses.replace(paths, weights=options.weights, start=options.start)
+    paths = dataclasses.replace(
+        paths, weights=options.weights, start=options.start, teacher=options.teacher
+    )
     train_lan(_config(options), paths, resume=options.resume, final=options.final)
 
 

@@ -48,6 +48,8 @@ class TrainingConfig:
     share_slopes_epochs: float = 0.0
     """PReLU slopes approach their layer's mean over this many epochs and stay there: the exported
     network has LeakyReLUs, which ONNX Runtime fuses; 0 leaves a slope per channel."""
+    teacher_weight: float = 1.0
+    """Of the distillation loss, where a run is given a teacher."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     threads: int = 0

@@ -63,6 +63,8 @@ class RunPaths:
     start: Path | None = None
     """Folder of a run whose best checkpoint is the network to start from; None: the backbone's
     weights, and a new head."""
+    teacher: Path | None = None
+    """Folder of a run whose best network is learnt from beside the labels."""
     fold: int = 0
     """The fold that is the test, where the data set comes in folds."""
 
@@ -180,7 +182,8 @@ def train_lan(
         with world.first_alone():
             train, validation, network, maps = _material(config, paths, final=final)
         provenance = provenance_of(train.split, paths, final=final)
-        trainer = Trainer(network, config, paths.run, provenance, world=world)
+        teacher = _network_of(paths.teacher, train.split.labels, config) if paths.teacher else None
+        trainer = Trainer(network, config, paths.run, provenance, world=world, teacher=teacher)
         if resume and trainer.resume():
             print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
         elif world.first:
@@ -213,16 +216,21 @@ def _material(
     )
     maps = guidance_for(train, network, config, paths).maps if config.alpha else None
     if paths.start:
-        _start_from(network, paths.start, train.split.labels)
+        # After the guidance maps: those come from the face-recognition weights in every run.
+        known = _network_of(paths.start, train.split.labels, config)
+        network.load_state_dict(known.state_dict())
     return train, validation, network, maps
 
 
-def _start_from(network: Lan, folder: Path, labels: tuple[str, ...]) -> None:
-    # After the guidance maps: those come from the face-recognition weights in every run.
+def _network_of(folder: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:
+    """The best network of another run. Raises TrainingError where it is of another kind."""
     run = load_run(folder)
     if tuple(run.provenance["labels"]) != labels:
         raise TrainingError(f"{folder} knows other classes: {', '.join(run.provenance['labels'])}")
-    network.load_state_dict(run.network.state_dict())
+    kind, own = (f"{c.backbone}, fusion {c.fusion}" for c in (run.config, config))
+    if kind != own:
+        raise TrainingError(f"{folder} holds another network ({kind}); this run has {own}")
+    return run.network
 
 
 def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, Any]:
@@ -236,6 +244,7 @@ def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, An
         "training_images": len(train),
         "weights": paths.weights.name if paths.weights else "random",
         "start": paths.start.name if paths.start else "",
+        "teacher": paths.teacher.name if paths.teacher else "",
         "commit": _commit(),
         # A plain str: checkpoints are read back as plain values alone (weights_only).
         "torch": str(torch.__version__),

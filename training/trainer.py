@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.backbones import MobileFaceNet
 from training.config import TrainingConfig
 from training.crops import Batch, CropDataset, batches, normalise
+from training.distillation import distillation_loss
 from training.distributed import World
 from training.evaluation import Evaluation, evaluate
 from training.lan import Lan, LanOutput
@@ -36,16 +37,19 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True)
 class Loss:
-    """The two terms, each averaged over the batch."""
+    """Its terms, each averaged over the batch."""
 
     classification: Tensor
     guidance: Tensor
     alpha: float
+    distillation: Tensor | None = None
+    """Already weighted; None: no teacher."""
 
     @property
     def total(self) -> Tensor:
-        """L = L_ce + alpha * L_bce."""
-        return self.classification + self.alpha * self.guidance
+        """L = L_ce + alpha * L_bce, and what a teacher adds."""
+        loss = self.classification + self.alpha * self.guidance
+        return loss if self.distillation is None else loss + self.distillation
 
 
 def lan_loss(output: LanOutput, targets: Tensor, guidance: Tensor, alpha: float) -> Loss:
@@ -112,6 +116,7 @@ class Trainer:
         provenance: dict[str, Any],
         *,
         world: World | None = None,
+        teacher: Lan | None = None,
     ) -> None:
         """`provenance` is stored in checkpoints as it is (labels, data, weights digests)."""
         self.world = world or World()
@@ -123,6 +128,11 @@ class Trainer:
         self.epoch, self.best = 0, 0.0
         self._compiled: Any = torch.compile(self.network) if config.compile else self.network
         self._model: Any = self._compiled
+        self._teacher: Any = None if teacher is None else self._ready_teacher(teacher)
+
+    def _ready_teacher(self, teacher: Lan) -> Any:  # noqa: ANN401
+        self.world.prepare(teacher.eval().requires_grad_(False))
+        return torch.compile(teacher) if self.config.compile else teacher
 
     def resume(self) -> bool:
         """Take up the run in the folder, if there is one. Raises TrainingError if it differs."""
@@ -215,8 +225,14 @@ class Trainer:
             for tensor in (batch.images, batch.targets, batch.guidance)
         )
         with torch.autocast(device.type, torch.bfloat16, enabled=halved):
-            output = self._model(normalise(images))
+            pixels = normalise(images)
+            output = self._model(pixels)
             loss = lan_loss(output, targets, guidance, self.config.alpha)
+            if self._teacher is not None:
+                with torch.no_grad():
+                    told = self._teacher(pixels)
+                extra = self.config.teacher_weight * distillation_loss(output, told)
+                loss = replace(loss, distillation=extra)
         if not torch.isfinite(loss.total):
             raise TrainingError(f"epoch {self.epoch + 1}: the loss is not finite; lower the rate")
         self.optimizer.zero_grad(set_to_none=True)

@@ -284,6 +284,24 @@ def test_a_run_starts_from_another_runs_network(workshop: Workshop, tmp_path: Pa
         assert torch.equal(own, theirs), name
 
 
+def test_a_run_learns_from_another_runs_network(workshop: Workshop, tmp_path: Path) -> None:
+    first, second = workshop.paths.run, tmp_path / "second"
+    options = [*TRAINING, "--epochs", "1", "--teacher", str(first), "--teacher-weight", "0.5"]
+    workshop.call("train", "--run", str(second), *options)
+    run = load_run(second)
+    assert run.provenance["teacher"] == "run"
+    assert run.config.teacher_weight == 0.5
+
+
+def test_a_teacher_of_another_kind_is_refused(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TRAINING, "--teacher", str(workshop.paths.run), "--fusion", "mean"]
+    with pytest.raises(AssertionError):
+        workshop.call("train", "--run", str(tmp_path / "second"), *options)
+    assert "holds another network" in capsys.readouterr().err
+
+
 def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path) -> None:
     """It has seen the validation images: another run's figures go into its contract."""
     final, output = tmp_path / "final", tmp_path / "lan.onnx"
