@@ -37,9 +37,11 @@ HEAD_SLACK_BYTES = 64 * 1024
 MAX_FRAMING_BYTES = 1024 * 1024
 MAX_PIPELINED = 16
 # How long a connection takes bytes after it has said that it sends no more.
-LINGER_SECONDS = 0.5
-# How long an idle connection is kept for one more request once the service stops.
+LINGER_SECONDS = 2.0
+# How long an idle connection is kept for one more request once the service stops. A client asks
+# again where one that was used before has ended, but not where its first request was lost.
 LAST_CALL_SECONDS = 2.0
+FIRST_CALL_SECONDS = 5.0
 # What makes way for a new connection when there are too many: an unfinished request this old, and a
 # connection idle for so long. One that was idle for less may have its next request under way.
 MAKES_WAY_SECONDS = 5.0
@@ -137,6 +139,7 @@ class Connection(HttpToolsProtocol):
         # While it waits for its client: since when, until when, and what happens then.
         self._waiting_since: float | None = None
         self._deadline: float | None = None
+        self._seen_late = False
         self._on_late: Callable[[], None] = self.leave
 
     # --- what the server asks ---------------------------------------------------------------
@@ -156,6 +159,11 @@ class Connection(HttpToolsProtocol):
             self._refusals.labels("slow-reader").inc()
             self.transport.abort()
         elif self._deadline is not None and now >= self._deadline:
+            # Where the whole process stood still, what the client sent in time is read only now,
+            # after this check: the next one ends what is still late.
+            if not self._seen_late:
+                self._seen_late = True
+                return
             self._deadline = None
             self._on_late()
 
@@ -165,7 +173,8 @@ class Connection(HttpToolsProtocol):
         if self._busy:
             self.cycle.keep_alive = False
         elif not self._in_head and not self._leaving:
-            self._wait(LAST_CALL_SECONDS, self.leave)
+            fresh = self.cycle is None
+            self._wait(FIRST_CALL_SECONDS if fresh else LAST_CALL_SECONDS, self.leave)
 
     def leave(self) -> None:
         """Send no more, take what is still under way for a moment, then close."""
@@ -275,6 +284,7 @@ class Connection(HttpToolsProtocol):
         """Wait for the client, until `on_late` is called."""
         self._waiting_since = self.loop.time()
         self._deadline = self._waiting_since + seconds
+        self._seen_late = False
         self._on_late = on_late
 
     def _late_head(self) -> None:

@@ -72,22 +72,28 @@ class Server(uvicorn.Server):
         copies = [listener.dup() for listener in sockets]
         for server in self.servers:
             server.close()
+        # Those that were accepted in this turn of the event loop become connections in the next.
+        await asyncio.sleep(0)
         for listener in copies:
             with listener:
                 await self._accept_all(listener)
 
     async def _accept_all(self, listener: socket.socket) -> None:
         listener.setblocking(False)
-        # From here on the kernel lets nobody new in: clients that keep coming back would keep the
-        # server from ever stopping.
+        # From here on the kernel holds one connection until it is accepted, and lets nobody else
+        # in: clients that keep coming back would keep the server from ever stopping.
         listener.listen(0)
         loop = asyncio.get_running_loop()
         end = loop.time() + LAST_ACCEPT_SECONDS
         while loop.time() < end:
             try:
                 client, _ = listener.accept()
-            except OSError:  # nobody is left
-                return
+            except OSError:  # nobody is left, but somebody may come before the socket is closed
+                with socket.socket(listener.family) as own:
+                    if _takes_the_place(own, listener):
+                        listener.close()
+                        return
+                continue
             client.setblocking(False)
             await loop.connect_accepted_socket(self._connect, client)
 
@@ -99,6 +105,17 @@ class Server(uvicorn.Server):
 
     def _unsent_bytes(self) -> int:
         return sum(connection.unsent_bytes for connection in self._connections())
+
+
+def _takes_the_place(own: socket.socket, listener: socket.socket) -> bool:
+    """Whether `own` is now the one connection that the kernel holds for `listener`."""
+    own.setblocking(False)
+    own.connect_ex(listener.getsockname())
+    try:
+        own.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:

@@ -4,6 +4,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -93,20 +94,43 @@ def test_idle_connection_ends_cleanly_at_the_stop(serve: Serve) -> None:
     assert not server.thread.is_alive()
 
 
+def stop_the_event_loop(server: RunningServer) -> threading.Event:
+    """It stands still until the event is set."""
+    loop = server.state.pipeline._detector._loop
+    assert loop is not None
+    busy, go_on = threading.Event(), threading.Event()
+    ours, theirs = socket.socketpair()
+
+    def stand_still() -> None:
+        loop.remove_reader(theirs)
+        with ours, theirs:
+            busy.set()
+            go_on.wait(PATIENCE_SECONDS)
+
+    # While it reads: timers come before the next reading then.
+    loop.call_soon_threadsafe(loop.add_reader, theirs, stand_still)
+    ours.send(b"now")
+    assert busy.wait(PATIENCE_SECONDS)
+    return go_on
+
+
+def test_process_that_stood_still_reads_what_came_in_time(serve: Serve) -> None:
+    server = serve(idle_timeout_ms=500)
+    with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(LIVE)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        go_on = stop_the_event_loop(server)
+        connection.sendall(LIVE)
+        time.sleep(0.6)  # past the connection's deadline
+        go_on.set()
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_client_that_has_connected_before_the_stop_is_answered(
     serve_held: Callable[..., RunningServer], held: HeldDetector
 ) -> None:
     server = serve_held()
-    loop = server.state.pipeline._detector._loop
-    assert loop is not None
-    busy, go_on = threading.Event(), threading.Event()
-
-    def stand_still() -> None:
-        busy.set()
-        go_on.wait(PATIENCE_SECONDS)
-
-    loop.call_soon_threadsafe(stand_still)
-    assert busy.wait(PATIENCE_SECONDS)
+    go_on = stop_the_event_loop(server)
     # The event loop stands still: the kernel takes the connections, the server does not know yet.
     photo = grey_photo(10)
     clients = [raw_request(server, [f"Content-Length: {len(photo)}"], photo) for _ in range(20)]
