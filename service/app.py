@@ -24,7 +24,6 @@ from service.routes import batch, docs, health, model, page, predict, v2
 from service.routes.access import include_guarded
 from service.security_headers import SecurityHeadersMiddleware
 from service.settings import Settings
-from service.shedding import SheddingMiddleware
 from service.state import LoadNetworks, OnStarted, ServiceState
 from service.traces import add_traces, stop_traces
 
@@ -95,8 +94,6 @@ def _add_middleware(
         EdgeMiddleware, metrics=service.metrics, max_header_bytes=settings.max_header_bytes
     )
     app.add_middleware(SecurityHeadersMiddleware)
-    if settings.cors_origins is None:  # a page elsewhere could not read a refusal without them
-        app.add_middleware(SheddingMiddleware, lifecycle=service.lifecycle, metrics=service.metrics)
     return provider
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -28,9 +28,13 @@ from service.errors import (
     UnavailableError,
 )
 from service.metrics import Metrics
+from service.middleware import REQUEST_ID_HEADER, request_id_of
 from service.problems import MEDIA_TYPE, problem_of
+from service.security_headers import HEADERS
 from service.settings import Settings
+from service.shedding import Shedder
 
+REQUEST_ID_FIELD = REQUEST_ID_HEADER.lower().encode()
 # Heads a little over the setting's limit are answered by the app, with a line in its log.
 HEAD_SLACK_BYTES = 64 * 1024
 # Of a body's framing: a body in chunks of a few bytes costs more work than it carries.
@@ -81,6 +85,7 @@ class Config(uvicorn.Config):
         *,
         settings: Settings,
         metrics: Metrics,
+        shedder: Shedder | None = None,
     ) -> None:
         super().__init__(
             app,
@@ -94,6 +99,7 @@ class Config(uvicorn.Config):
         )
         self.limits = ConnectionLimits.of(settings)
         self.metrics = metrics
+        self.shedder = shedder
 
 
 class _PoliteTransport(asyncio.Transport):
@@ -114,6 +120,17 @@ class _PoliteTransport(asyncio.Transport):
         self._close()
 
 
+class _Answered:
+    """In place of uvicorn's cycle, for a request that has its whole answer already."""
+
+    response_started = response_complete = True
+    keep_alive = True
+
+    def __init__(self) -> None:
+        self.disconnected = False
+        self.message_event = asyncio.Event()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, with limits on time, bytes and number, and problems for bad HTTP."""
 
@@ -127,6 +144,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits = config.limits
         self._refusals = config.metrics.refusals
+        self._shedder = config.shedder
         self._leaving = False
         self._draining = False
         self._in_head = False
@@ -225,6 +243,11 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         # The app minds how long a body takes; what is not read by then is discarded below.
         self._waiting_since, self._deadline = self.loop.time(), None
+        if self._shedder is not None and not self._busy:
+            refusal = self._shedder.refusal(self.parser.get_method(), self.url)
+            if refusal is not None:
+                self._answer_at_once(refusal)
+                return
         super().on_headers_complete()
         self.cycle.transport = _PoliteTransport(self.transport, self.leave)
         if self._draining or self.expect_100_continue:
@@ -287,6 +310,22 @@ class Connection(HttpToolsProtocol):
         self._seen_late = False
         self._on_late = on_late
 
+    def _answer_at_once(self, error: ProblemError) -> None:
+        """Answer a request's head in the app's place; the body that follows is discarded."""
+        given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
+        request_id = request_id_of(given.decode("latin-1"))
+        # A client that waits for "100 Continue" may send its body after a refusal, or not.
+        stays = (
+            self.parser.should_keep_alive() and not self.expect_100_continue and not self._draining
+        )
+        self.cycle = _Answered()  # type: ignore[assignment]
+        dated = self.server_state.default_headers
+        self.transport.write(_reply(error, request_id, dated, close=not stays))
+        if stays:
+            self._wait(self._limits.stall_seconds, self.leave)
+        else:
+            self.leave()
+
     def _late_head(self) -> None:
         if self._busy:  # this head is behind a request that is being answered
             self._wait(self._limits.head_seconds, self._late_head)
@@ -343,17 +382,25 @@ class Connection(HttpToolsProtocol):
             self._refuse(SlowRequestError("The request came too slowly while others waited."))
 
 
-def _reply(error: ProblemError) -> bytes:
-    request_id = uuid.uuid4().hex
+def _reply(
+    error: ProblemError,
+    request_id: str | None = None,
+    more: Iterable[tuple[bytes, bytes]] = (),
+    *,
+    close: bool = True,
+) -> bytes:
+    request_id = request_id or uuid.uuid4().hex
     body = problem_of(error, request_id).model_dump_json(exclude_none=True).encode()
     headers = {
         "content-type": MEDIA_TYPE,
         "content-length": str(len(body)),
         "cache-control": "no-store",
-        "connection": "close",
         "x-request-id": request_id,
-        **{name.lower(): value for name, value in error.headers.items()},
+        **{name.lower(): value for name, value in (error.headers | HEADERS).items()},
     }
+    if close:
+        headers["connection"] = "close"
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"{name.decode()}: {value.decode()}" for name, value in more]
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from service.connection import Config, Connection
 from service.errors import StartupError
 from service.settings import Settings
+from service.shedding import Shedder
 from service.state import ServiceState
 
 if sys.platform != "win32":
@@ -122,7 +123,11 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of service.app.create_app; run it with a listening socket."""
     service: ServiceState = app.state.service
     _allow_files(2 * settings.max_connections + OTHER_FILES)
-    return Server(Config(app, settings=settings, metrics=service.metrics), service)
+    shedder = None
+    if settings.cors_origins is None:  # a page elsewhere can't read a refusal without its headers
+        shedder = Shedder(lifecycle=service.lifecycle, metrics=service.metrics)
+    config = Config(app, settings=settings, metrics=service.metrics, shedder=shedder)
+    return Server(config, service)
 
 
 def _allow_files(wanted: int) -> None:
