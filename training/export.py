@@ -121,6 +121,7 @@ def export_onnx(network: Lan, contract: ModelContract, path: Path) -> None:
     replace_prelus(exported)
     wrapper = LanForExport(exported).eval().to(memory_format=torch.contiguous_format)
     size = contract.input_size
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part.onnx")
     _trace(wrapper, size, temporary)
     write_contract(temporary, contract)

@@ -23,6 +23,7 @@ from service.faces.looks import (
     SMALL_FACE,
     SMALL_FACE_MIN_SCORE,
     SURE_SCORE,
+    UNSURE_FACE,
     Found,
     Look,
     Round,
@@ -152,7 +153,7 @@ def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Fo
     faces = suppress(seen.faces(wanted))
     if not look.doubts:
         return Found(tuple(faces))
-    unsure = [face for face in faces if face.score < SURE_SCORE]
+    unsure = [f for f in faces if f.score < SURE_SCORE and longer_side(f) < UNSURE_FACE]
     others = suppress(seen.faces(in_range & ~wanted & ~seen.inside(faces)))
     return Found(tuple(faces), (*unsure, *others))
 

@@ -53,6 +53,8 @@ SMALLEST_SURE_FACE_AT_FIRST = 40
 # Scores between these are a doubt. Of faces of 20 canvas pixels, too small to count, 83% score
 # 0.1 and more; of 60 backgrounds tried one in ten does.
 DOUBT_SCORE, SURE_SCORE = 0.1, 0.9
+# Above this size a face that counts is no doubt, whatever it scores.
+UNSURE_FACE = SMALL_FACE
 # Larger faces outgrow the anchors of a finer look and are seen in pieces there.
 LARGEST_FACE = 224
 # Landmarks of a face seen with fewer canvas pixels are coarse, so the face alone is looked at in

@@ -70,9 +70,9 @@ class Plan:
 
     images: int = 6000
     """Training images, drawn once with a fixed seed; 0 takes all."""
-    epochs: int = 4
+    epochs: int = 10
     seeds: int = 3
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     threads: int = 1
 
     def config(self, variant: Variant, seed: int, backbone: str) -> TrainingConfig:
