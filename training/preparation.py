@@ -23,7 +23,7 @@ from training.progress import progress
 # Data sets are trusted more than requests; this only guards against a broken header.
 LIMITS = ImageLimits(max_bytes=200_000_000, max_pixels=200_000_000)
 # Changes whenever stored landmarks would come out differently, so that old files are not mixed in.
-PIPELINE_VERSION = 3
+PIPELINE_VERSION = 4
 
 FOUND, NO_FACE, UNREADABLE = "found", "no_face", "unreadable"
 
