@@ -39,7 +39,9 @@ from benchmarks.photos import usual_photos
 from benchmarks.report import machine
 from benchmarks.servers import SERVICE, RunningServer, running
 
-PHOTOS, CLIENTS, BEST_SECONDS = 8, 8, 10
+# Photos of each size and number of faces, sent alike often.
+PHOTOS = (("640x480", 1, 6), ("1080p", 5, 1), ("12MP", 1, 1))
+CLIENTS, BEST_SECONDS = 8, 20
 HEALTH_EVERY, SAMPLE_EVERY = 0.25, 1.0
 GOOD, BAD, ABANDONED = 0.8, 0.12, 0.08
 # An abandoned request is dropped at a random moment of its first half second.
@@ -180,7 +182,7 @@ def picture(samples: Sequence[Sample], health: Sequence[float], path: Path) -> N
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Find the rate, soak, draw."""
-    photos = usual_photos("640x480", 1, PHOTOS)
+    photos = [photo for kind in PHOTOS for photo in usual_photos(*kind)]
     for index, photo in enumerate(photos):
         (folder / f"{index}.jpg").write_bytes(photo)
     with running(SERVICE, []) as server:
