@@ -31,10 +31,10 @@ CUSTOM = {
 }
 STOP_MARGIN_SECONDS = 5
 BYTES = {"Mi": 1024**2, "Gi": 1024**3}
-# Beside the images in flight: Python, the networks; a detector's batch takes 130 MB an image, and
+# Beside the images in flight: Python, the networks; a detector's batch takes 20 MB an image, and
 # decoding up to 8 bytes a pixel.
 BASE_BYTES = 400_000_000
-DETECTOR_BYTES = 130_000_000
+DETECTOR_BYTES = 20_000_000
 DECODING_BYTES_PER_PIXEL = 8
 
 Manifest = dict[str, Any]
