@@ -89,10 +89,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         (folder / f"{index}.jpg").write_bytes(photo)
     with running(SERVICE, []) as server:
         closed = ("--clients", CLIENTS, "--seconds", options.best_seconds)
-        best = server.load(folder, *closed).load["photos_per_second"]
+        measured = server.load(folder, *closed)
+        best = measured.load["photos_per_second"]
         found = asyncio.run(flood(server, photos, options.times * best, options.seconds))
     share = round(found["accepted_per_second"] / best, 3)
-    return {"best_per_second": best, "share_of_best": share, **found}
+    # Refusals and the generator take CPU too: what an accepted photo costs says how much the former.
+    spent = 1000 * found["server_cores"] / found["accepted_per_second"]
+    costs = {"cpu_ms_best": measured.cpu_ms_per_photo, "cpu_ms_accepted": round(spent, 2)}
+    return {"best_per_second": best, "share_of_best": share, **costs, **found}
 
 
 def main() -> None:
