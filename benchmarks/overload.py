@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         best = measured.load["photos_per_second"]
         found = asyncio.run(flood(server, photos, options.times * best, options.seconds))
     share = round(found["accepted_per_second"] / best, 3)
-    # Refusals and the generator take CPU too: what an accepted photo costs says how much the former.
+    # The generator takes CPU too; what an accepted photo costs shows what the refusals take.
     spent = 1000 * found["server_cores"] / found["accepted_per_second"]
     costs = {"cpu_ms_best": measured.cpu_ms_per_photo, "cpu_ms_accepted": round(spent, 2)}
     return {"best_per_second": best, "share_of_best": share, **costs, **found}

@@ -83,6 +83,17 @@ def table(rows: Sequence[Row], goals: Mapping[str, str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def stage_table(rows: Sequence[Row]) -> str:
+    """Markdown: how long a photo was in each of the service's stages, milliseconds."""
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.service.stage_ms))
+    cells = [
+        ["service, mean ms in", *stages],
+        ["---"] * (len(stages) + 1),
+        *([r.name, *(f"{r.service.stage_ms.get(s, 0.0):.1f}" for s in stages)] for r in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.photos import usual_photos
-from benchmarks.report import Row, machine, picture, table
+from benchmarks.report import Row, machine, picture, stage_table, table
 from benchmarks.servers import BASELINE, SERVICE, Measured, RunningServer, running
 
 PHOTOS = 8
@@ -126,7 +126,13 @@ def measure(bench: Bench, only: str, say: Callable[[str], None]) -> dict[str, An
             found["open"][kind] = [dataclasses.asdict(step) for step in steps]
             say(f"open loop, {kind}: " + ", ".join(_step_text(s) for s in steps))
     found["start"] = {kind: s.seconds_to_ready for kind, s in bench.servers.items()}
-    return found | {"table": table(rows, _goal_texts())}
+    text = f"{table(rows, _goal_texts())}\n\n{stage_table(rows)}\n\n{_start_text(found['start'])}"
+    return found | {"table": text}
+
+
+def _start_text(seconds: dict[str, float]) -> str:
+    texts = (f"{kind} {value:.1f} s" for kind, value in seconds.items())
+    return f"From the command to ready: {', '.join(texts)}."
 
 
 def _throughput(rows: Sequence[Row], kind: str) -> float:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 PATIENCE_SECONDS = 120.0
 MEBIBYTE = 1024 * 1024
 SERVICE, BASELINE = "service", "baseline"
+STAGES = "lan_fer_stage_duration_seconds_sum"
 # The service's own command, so that its start is timed as a user meets it.
 COMMANDS = {
     SERVICE: [sys.executable, "-m", "service.cli", "serve"],
@@ -41,6 +43,8 @@ class Measured:
     """Resident memory after the load."""
     peak_mb: float
     """Most resident memory since the start."""
+    stage_ms: dict[str, float]
+    """Of the service: mean wall-clock time of a photo in each stage; stages overlap in a crowd."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class RunningServer:
     def load(self, photos: Path, *options: object) -> Measured:
         """Run benchmarks.load against it."""
         command = [sys.executable, "-m", "benchmarks.load", "--url", self.url]
-        before = self.cpu_seconds()
+        before, stages = self.cpu_seconds(), self._stage_seconds()
         run = subprocess.run(
             [*command, "--photos", str(photos), *map(str, options)],
             capture_output=True,
@@ -81,7 +85,31 @@ class RunningServer:
         spent = self.cpu_seconds() - before
         summary = json.loads(run.stdout)
         share = spent * 1000 / max(1, summary["answered"])
-        return Measured(summary, round(share, 2), round(self.rss_mb(), 1), round(self.peak_mb(), 1))
+        return Measured(
+            load=summary,
+            cpu_ms_per_photo=round(share, 2),
+            rss_mb=round(self.rss_mb(), 1),
+            peak_mb=round(self.peak_mb(), 1),
+            stage_ms={
+                stage: round(1000 * (seconds - stages.get(stage, 0.0)) / summary["answered"], 2)
+                for stage, seconds in self._stage_seconds().items()
+                if summary["answered"]
+            },
+        )
+
+    def _stage_seconds(self) -> dict[str, float]:
+        """Time spent in each stage so far, over all photos; empty where no metrics are served."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_SECONDS) as reply:
+                text = reply.read().decode()
+        except urllib.error.HTTPError:
+            return {}
+        return {
+            sample.labels["stage"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == STAGES
+        }
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 
@@ -44,6 +45,10 @@ def serve(settings: Settings) -> None:
 
     def started(failure: StartupError | None) -> None:
         if failure is None:
+            # What is there now stays: without it, a full collection takes 1 ms in place of 75, and
+            # replies and health checks wait for those.
+            gc.collect()
+            gc.freeze()
             logger.info("ready", extra={"url": url_of(listener)})
         else:
             failures.append(failure)
