@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import tempfile
 import time
@@ -47,6 +48,8 @@ async def flood(
         asyncio.create_task(probe_health(server.url, HEALTH_EVERY, health)),
         asyncio.create_task(watch(server.process, SAMPLE_EVERY, samples)),
     ]
+    gc.collect()
+    gc.freeze()  # the generator's own collections would be taken for the service's delays
     started, cpu = time.perf_counter(), time.process_time()
     server_cpu, loop_cpu = server.cpu_seconds(), _event_loop_seconds(server)
     async with open_session() as session:
