@@ -10,6 +10,7 @@ import signal
 from service.commands.flags import add_settings, given_settings
 from service.errors import StartupError
 from service.logs import configure_logging
+from service.memory import keep_resident_memory_low
 from service.settings import Settings, load_settings
 
 SUMMARY = "start the REST service"
@@ -41,6 +42,7 @@ def serve(settings: Settings) -> None:
     from service.app import create_app
     from service.server import listen, make_server, url_of
 
+    keep_resident_memory_low()
     failures: list[StartupError] = []
 
     def started(failure: StartupError | None) -> None:
