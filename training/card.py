@@ -45,6 +45,8 @@ class Recipe:
     """Then also: its own accuracy on those images."""
     dataset: str
     """Name in the registry, for the command that measures it again."""
+    balance: float = 0.0
+    """Of the log of a class's share, what its logits were lowered by."""
 
 
 def write_card(path: Path, assessment: Assessment, recipe: Recipe) -> None:
@@ -143,6 +145,7 @@ def _training(assessment: Assessment, recipe: Recipe) -> str:
         f"{config.optimizer} at a peak rate of {config.learning_rate:g}, batch "
         f"{config.batch_size}, warm-up and cosine over {config.epochs} epochs; the weights are the "
         f"exponential moving average after epoch {recipe.run.epoch}",
+        *_balance(recipe),
         "README has the command",
     )
     return ". ".join(sentences) + "."
@@ -159,6 +162,15 @@ def _guidance(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     return [
         f"Guidance maps: K-means on the features of the {features}, before any training on "
         f"expressions; alpha {config.alpha:g}; fusion {config.fusion}"
+    ]
+
+
+def _balance(recipe: Recipe) -> list[str]:
+    if not recipe.balance:
+        return []
+    return [
+        f"Balanced: logits are lowered by {recipe.balance:g} times the log of the class's share of "
+        "the training targets (Menon et al., ICLR 2021)"
     ]
 
 

@@ -83,6 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--measured-by", type=Path, help="for a --final run: its like, trained without validation"
     )
+    export.add_argument(
+        "--balance",
+        type=_share,
+        default=0.0,
+        metavar="0..1",
+        help="answer rare classes more often: 0 as trained, 1 as if all were equally frequent",
+    )
     export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
     export.add_argument("--name", help="the model's name (default: lan-BACKBONE-DATASET)")
     export.add_argument("--licence", help=f"of the weights (default: {LICENCE})")
@@ -177,6 +184,13 @@ def _config(options: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig(**{name: getattr(options, name) for name in names})
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def _train(options: argparse.Namespace) -> None:
     paths = _paths(options, run=options.run)
     paths = dataclasses.replace(
@@ -194,7 +208,7 @@ def _export(options: argparse.Namespace) -> None:
     licence = options.licence or LICENCE.format(images=dataset.images or dataset.title)
     facts = ModelFacts(name, run_id, licence)
     twin = load_run(options.measured_by) if options.measured_by else None
-    print(release(run, paths, options.output, facts, twin=twin))
+    print(release(run, paths, options.output, facts, twin=twin, balance=options.balance))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

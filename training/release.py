@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from service.contract import ModelContract
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
 from training.assessment import assess, head_angles, report
+from training.balance import balanced
 from training.calibration import fit_temperature
 from training.card import Assessment, Recipe, write_card
 from training.crops import CropDataset
@@ -62,15 +64,21 @@ def release(
     facts: ModelFacts,
     *,
     twin: TrainedRun | None = None,
+    balance: float = 0.0,
 ) -> str:
     """Export `run` to `output` with its measured accuracy and fitted temperature, and its card.
 
     A run on training + validation images has nothing left to be measured on: its figures and its
     temperature are those of `twin`, a run of the same configuration on the training images alone.
-    The card lies beside the file, .md and .png. It and the returned report are measured on an
+    Where `balance` is above 0, rare classes are answered more often (training.balance). The card
+    lies beside the file, .md and .png. It and the returned report are measured on an
     exported file. Raises ExportError, also where a twin is missing, not needed or none.
     """
     _require_twin(run, twin)
+    if balance:
+        targets = load_part(paths, "train", majority_only=run.config.majority_only).targets
+        run = replace(run, network=balanced(run.network, targets, balance))
+        twin = twin and replace(twin, network=balanced(twin.network, targets, balance))
     contract = make_contract(run.network, run.config, run.provenance, facts)
     validation = load_part(paths, "validation")
     _require_labels(contract.labels, validation, paths)
@@ -91,7 +99,7 @@ def release(
         ),
     )
     model = ExpressionModel.load(output, SessionSettings("cpu"))
-    recipe = Recipe(run, twin, seen, paths.dataset)
+    recipe = Recipe(run, twin, seen, paths.dataset, balance)
     write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
     return report(model, evaluation, angles)
 

@@ -23,7 +23,7 @@ from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
 from training.export import ExportError, ModelFacts
 from training.pipeline import RunPaths, load_splits
-from training.release import release, validation_crops
+from training.release import load_part, release, validation_crops
 from training.runs import load_run
 from training.trainer import BEST, CHECKPOINT, METRICS
 
@@ -323,6 +323,24 @@ def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path)
         "lan.onnx",
         "lan.png",
     ]
+
+
+def test_a_balanced_export_says_so(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ("export", "--run", str(workshop.paths.run), "--output")
+    plain, output = tmp_path / "plain.onnx", tmp_path / "balanced.onnx"
+    workshop.call(*export, str(plain))
+    workshop.call(*export, str(output), "--balance", "0.5")
+    before, after = (ExpressionModel.load(p, SessionSettings("cpu")) for p in (plain, output))
+    train = load_part(workshop.paths, "train")
+    raised = np.subtract(after.contract.bias, before.contract.bias)
+    assert np.allclose(raised, -0.5 * np.log(train.targets.mean(0).clip(1 / len(train))), atol=1e-4)
+    assert "Balanced: logits are lowered by 0.5 times" in output.with_suffix(".md").read_text()
+    assert "Balanced" not in plain.with_suffix(".md").read_text()
+    with pytest.raises(SystemExit):
+        workshop.call(*export, str(output), "--balance", "2")
+    assert "2 is not between 0 and 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
