@@ -25,6 +25,7 @@ OTHER_FILES = 256
 
 # The longest that connections are taken which were there when the stop began.
 LAST_ACCEPT_SECONDS = 2.0
+ACCEPT_AGAIN_SECONDS = 0.01
 
 
 class Server(uvicorn.Server):
@@ -94,6 +95,7 @@ class Server(uvicorn.Server):
                     if _takes_the_place(own, listener):
                         listener.close()
                         return
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
                 continue
             client.setblocking(False)
             await loop.connect_accepted_socket(self._connect, client)
