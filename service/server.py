@@ -35,7 +35,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._connection_config = config
         self._service = service
-        service.bodies.count_replies(self._unsent_bytes)
+        self._unsent_bytes = 0
+        service.bodies.count_replies(lambda: self._unsent_bytes)
         service.metrics.connections.set_function(lambda: len(self.server_state.connections))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -61,9 +62,11 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            now = loop.time()
-            for connection in self._connections():
+            now, connections = loop.time(), self._connections()
+            for connection in connections:
                 connection.check(now)
+            # Here and not when asked: each piece of each body asks.
+            self._unsent_bytes = sum(connection.unsent_bytes for connection in connections)
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         """Close the listening sockets without resetting those who have connected already.
@@ -105,9 +108,6 @@ class Server(uvicorn.Server):
 
     def _connections(self) -> list[Connection]:
         return [c for c in self.server_state.connections if isinstance(c, Connection)]
-
-    def _unsent_bytes(self) -> int:
-        return sum(connection.unsent_bytes for connection in self._connections())
 
 
 def _takes_the_place(own: socket.socket, listener: socket.socket) -> bool:
