@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -79,19 +79,19 @@ class Row:
 
 def table(rows: Sequence[Row], goals: Mapping[str, str]) -> str:
     """Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *(row.cells(goals) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(HEAD, (row.cells(goals) for row in rows))
 
 
 def stage_table(rows: Sequence[Row]) -> str:
     """Markdown: how long a photo was in each of the service's stages, milliseconds."""
     stages = list(dict.fromkeys(stage for row in rows for stage in row.service.stage_ms))
-    cells = [
-        ["service, mean ms in", *stages],
-        ["---"] * (len(stages) + 1),
-        *([r.name, *(f"{r.service.stage_ms.get(s, 0.0):.1f}" for s in stages)] for r in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    cells = ([r.name, *(f"{r.service.stage_ms.get(s, 0.0):.1f}" for s in stages)] for r in rows)
+    return _markdown(["service, mean ms in", *stages], cells)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def machine() -> dict[str, Any]:
