@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.faces.alignment import compose
+from training.turning import Turn
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -35,9 +36,13 @@ class Augmentation:
     """Probability of one grey rectangle of up to a third of the side."""
     grey: float = 0.0
     """Probability of losing colour (for data sets in colour)."""
+    turn_degrees: float = 0.0
+    """Every other head is turned by up to so much, mostly to a side (see `turning`)."""
 
 
-NO_AUGMENTATION = Augmentation(0, 0, 0, 0, 0, 0, 0, 0)
+NO_AUGMENTATION = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0)
+# Directions of turns, in degrees from the horizontal: one standard deviation.
+TURN_SLANT = 30.0
 
 
 def sample_affine(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Float64:
@@ -52,6 +57,24 @@ def sample_affine(augmentation: Augmentation, size: int, rng: np.random.Generato
         linear[:, 0] *= -1
     centre = (size - 1) / 2
     return np.column_stack((linear, centre + shift - linear @ (centre, centre)))
+
+
+def sample_turn(augmentation: Augmentation, rng: np.random.Generator) -> Turn | None:
+    """A random turn of the head, or none."""
+    if not augmentation.turn_degrees or rng.random() < 0.5:
+        return None
+    angle = rng.uniform(-1, 1) * augmentation.turn_degrees
+    return Turn(np.radians(angle), np.radians(rng.normal() * TURN_SLANT))
+
+
+def turn_grid(grid: Float32, origin: Float32) -> Float32:
+    """Move a map [G,G] over the crop as `origin` [S,S,2] (of `turning.sources`) moves pixels."""
+    cells = grid.shape[0]
+    step = origin.shape[0] / cells
+    at = ((np.arange(cells) + 0.5) * step).astype(int)
+    x, y = np.moveaxis((origin[np.ix_(at, at)] + 0.5) / step - 0.5, -1, 0)
+    moved = cv2.remap(grid, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, np.float32)
 
 
 def move_grid(grid: Float32, affine: Float64, size: int) -> Float32:

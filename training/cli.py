@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ServiceError
+from training.augmentation import Augmentation
 from training.backbones import BACKBONES, CheckpointError
 from training.config import TrainingConfig
 from training.datasets.records import PARTS, DatasetError
@@ -69,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.set_defaults(run_command=_train)
     _add_data(train)
     train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
-    train.add_argument("--start", type=Path, help="run whose best checkpoint to start from")
-    train.add_argument("--teacher", type=Path, help="run whose best network is learnt from too")
+    train.add_argument("--start", type=Path, help="run, or exported ONNX file, to start from")
+    train.add_argument("--teacher", type=Path, help="run, or ONNX file, learnt from too")
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--final", action="store_true", help="train on training + validation")
@@ -177,11 +178,19 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             group.add_argument(
                 name, type=kind, default=field.default, choices=allowed, help="default: %(default)s"
             )
+    group = parser.add_argument_group("augmentation of training crops")
+    for field in dataclasses.fields(Augmentation):
+        name = "--augment-" + field.name.replace("_", "-")
+        group.add_argument(name, type=float, default=field.default, help="default: %(default)s")
 
 
 def _config(options: argparse.Namespace) -> TrainingConfig:
     names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"augmentation"}
-    return TrainingConfig(**{name: getattr(options, name) for name in names})
+    changes = {
+        f.name: getattr(options, f"augment_{f.name}") for f in dataclasses.fields(Augmentation)
+    }
+    chosen = {name: getattr(options, name) for name in names}
+    return TrainingConfig(**chosen, augmentation=Augmentation(**changes))
 
 
 def _share(text: str) -> float:

@@ -31,6 +31,9 @@ class TrainingConfig:
     """SGD only."""
     warmup_epochs: float = 0.5
     """Linear rise to the peak; a cosine to zero follows."""
+    sharpness: float = 0.0
+    """Sharpness-aware minimisation (Foret et al., 2021): the gradient is taken where the loss is
+    highest within this distance of the weights (0.05 is usual), which doubles a step; 0: off."""
     ema_decay: float = 0.998
     """Exponential moving average of the weights, which is what is evaluated and exported."""
     dropout: float = 0.1

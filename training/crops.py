@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,9 +22,21 @@ from torch.utils.data import (
 )
 
 from service.faces.alignment import compose, warp_crop
-from training.augmentation import Augmentation, move_grid, photometric, sample_affine
+from training.augmentation import (
+    Augmentation,
+    move_grid,
+    photometric,
+    sample_affine,
+    sample_turn,
+    turn_grid,
+)
 from training.datasets.records import Split
 from training.preparation import Prepared, read_image
+from training.turning import sources
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+UInt8 = NDArray[np.uint8]
 
 MEAN, STD = 127.5, 128.0
 GRID = 7
@@ -81,11 +94,26 @@ class CropDataset(Dataset[Example]):
         else:
             rng = np.random.default_rng((self._seed, self.epoch, index))
             affine = sample_affine(self._augmentation, self.size, rng)
-            crop = warp_crop(image, compose(affine, matrix), self.size)
+            if turn := sample_turn(self._augmentation, rng):
+                origin = sources(turn, affine, self.size)
+                crop = _taken_from(image, matrix, origin)
+                grid = turn_grid(grid, origin)
+            else:
+                crop = warp_crop(image, compose(affine, matrix), self.size)
+                grid = move_grid(grid, affine, self.size)
             crop = photometric(crop, self._augmentation, rng)
-            grid = move_grid(grid, affine, self.size)
         pixels = torch.from_numpy(crop).permute(2, 0, 1)
         return pixels, torch.from_numpy(self.split.targets[index]), torch.from_numpy(grid), index
+
+
+def _taken_from(image: UInt8, matrix: Float64, origin: Float32) -> UInt8:
+    """The crop whose pixels lie at `origin` [S,S,2] in the aligned crop, or a little outside."""
+    size = origin.shape[0]
+    margin = size // 4
+    wide = warp_crop(image, compose([[1, 0, margin], [0, 1, margin]], matrix), size + 2 * margin)
+    x, y = np.moveaxis(origin + margin, -1, 0)
+    crop = cv2.remap(wide, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(crop, np.uint8)
 
 
 def normalise(images: Tensor) -> Tensor:

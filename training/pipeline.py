@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -36,12 +37,15 @@ from training.guidance import (
 )
 from training.lan import Lan
 from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
+from training.recovery import recover, settle
 from training.runs import load_run
 from training.tracking import write_run_file
 from training.trainer import CHECKPOINT, Trainer, TrainingError
 
 # Images a step where nothing is learned.
 BATCH = 64
+# Of crops that a network taken back from its file is settled on.
+SETTLING_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,10 @@ class RunPaths:
     dataset: str = "ferplus"
     """Name of the data set in the registry."""
     start: Path | None = None
-    """Folder of a run whose best checkpoint is the network to start from; None: the backbone's
-    weights, and a new head."""
+    """Run whose best network is the one to start from, as a folder or as the ONNX file exported
+    from it; None: the backbone's weights, and a new head."""
     teacher: Path | None = None
-    """Folder of a run whose best network is learnt from beside the labels."""
+    """Run whose best network is learnt from beside the labels, likewise."""
     fold: int = 0
     """The fold that is the test, where the data set comes in folds."""
 
@@ -182,7 +186,7 @@ def train_lan(
         with world.first_alone():
             train, validation, network, maps = _material(config, paths, final=final)
         provenance = provenance_of(train.split, paths, final=final)
-        teacher = _network_of(paths.teacher, train.split.labels, config) if paths.teacher else None
+        teacher = _teacher(paths.teacher, train.split.labels, config) if paths.teacher else None
         trainer = Trainer(network, config, paths.run, provenance, world=world, teacher=teacher)
         if resume and trainer.resume():
             print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
@@ -217,20 +221,48 @@ def _material(
     maps = guidance_for(train, network, config, paths).maps if config.alpha else None
     if paths.start:
         # After the guidance maps: those come from the face-recognition weights in every run.
-        known = _network_of(paths.start, train.split.labels, config)
-        network.load_state_dict(known.state_dict())
+        _start_from(paths.start, network, train, config)
     return train, validation, network, maps
 
 
-def _network_of(folder: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:
-    """The best network of another run. Raises TrainingError where it is of another kind."""
-    run = load_run(folder)
-    if tuple(run.provenance["labels"]) != labels:
-        raise TrainingError(f"{folder} knows other classes: {', '.join(run.provenance['labels'])}")
-    kind, own = (f"{c.backbone}, fusion {c.fusion}" for c in (run.config, config))
+def _start_from(path: Path, network: Lan, train: PreparedSplit, config: TrainingConfig) -> None:
+    """Give `network` the weights of another; its classifier too, where the classes are the same."""
+    known, labels = _network_of(path, config)
+    state = known.state_dict()
+    if labels != train.split.labels:
+        print(f"{path} knows {', '.join(labels)}; the classifier begins anew", flush=True)
+        state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+    network.load_state_dict(state, strict=False)
+    if path.is_file():
+        crops = CropDataset(train.split, train.faces, network.backbone.input_size)
+        settle(network, itertools.islice(_images(crops), SETTLING_BATCHES))
+
+
+def _teacher(path: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:
+    """The network learnt from. Raises TrainingError where it knows other classes."""
+    network, known = _network_of(path, config)
+    if known != labels:
+        raise TrainingError(f"{path} knows other classes: {', '.join(known)}")
+    return network
+
+
+def _network_of(path: Path, config: TrainingConfig) -> tuple[Lan, tuple[str, ...]]:
+    """The best network of another run and its classes, from its folder or its exported file.
+
+    Raises TrainingError where it is of another kind than `config` says.
+    """
+    if path.is_dir():
+        run = load_run(path)
+        network, labels = run.network, tuple(run.provenance["labels"])
+        kind = f"{run.config.backbone}, fusion {run.config.fusion}"
+    else:
+        model = recover(path)
+        network, labels = model.network, model.labels
+        kind = f"{model.backbone}, fusion {model.fusion}"
+    own = f"{config.backbone}, fusion {config.fusion}"
     if kind != own:
-        raise TrainingError(f"{folder} holds another network ({kind}); this run has {own}")
-    return run.network
+        raise TrainingError(f"{path} holds another network ({kind}); this run has {own}")
+    return network, labels
 
 
 def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,22 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
             own.lerp_(new, 1 - decay)
         else:
             own.copy_(new)
+
+
+@contextlib.contextmanager
+def climbed(network: nn.Module, distance: float) -> Iterator[None]:
+    """Within, the weights lie `distance` (Euclidean, over all) up their gradients."""
+    learnt = [(p, p.grad, p.detach().clone()) for p in network.parameters() if p.grad is not None]
+    step = distance / (torch.nn.utils.get_total_norm([g for _, g, _ in learnt]) + 1e-12)
+    with torch.no_grad():
+        for weight, gradient, _ in learnt:
+            weight.add_(gradient * step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, _, before in learnt:
+                weight.copy_(before)
 
 
 def frozen_stages(network: Lan, before: str) -> list[nn.Module]:
@@ -219,26 +237,40 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done)
-        device, halved = self.world.device, self.config.precision == "bfloat16"
-        images, targets, guidance = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (batch.images, batch.targets, batch.guidance)
-        )
-        with torch.autocast(device.type, torch.bfloat16, enabled=halved):
-            pixels = normalise(images)
-            output = self._model(pixels)
-            loss = lan_loss(output, targets, guidance, self.config.alpha)
-            if self._teacher is not None:
-                with torch.no_grad():
-                    told = self._teacher(pixels)
+        device = self.world.device
+        moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        told = self._ask_teacher(moved.images)
+        loss = self._learn(moved, told)
+        if self.config.sharpness:
+            with climbed(self.network, self.config.sharpness):
+                self._learn(moved, told)
+        self.optimizer.step()
+        update_average(self.average, self.network, self.config.ema_decay)
+        return loss
+
+    def _ask_teacher(self, images: Tensor) -> LanOutput | None:
+        if self._teacher is None:
+            return None
+        with torch.no_grad(), self._autocast():
+            told: LanOutput = self._teacher(normalise(images))
+        return told
+
+    def _autocast(self) -> torch.autocast:
+        halved = self.config.precision == "bfloat16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=halved)
+
+    def _learn(self, batch: Batch, told: LanOutput | None) -> Loss:
+        """Loss and gradients of one batch at the present weights."""
+        with self._autocast():
+            output = self._model(normalise(batch.images))
+            loss = lan_loss(output, batch.targets, batch.guidance, self.config.alpha)
+            if told is not None:
                 extra = self.config.teacher_weight * distillation_loss(output, told)
                 loss = replace(loss, distillation=extra)
         if not torch.isfinite(loss.total):
             raise TrainingError(f"epoch {self.epoch + 1}: the loss is not finite; lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        update_average(self.average, self.network, self.config.ema_decay)
         return loss
 
     def _share_slopes(self, step: int, steps: int) -> None:

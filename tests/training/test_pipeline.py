@@ -284,6 +284,38 @@ def test_a_run_starts_from_another_runs_network(workshop: Workshop, tmp_path: Pa
         assert torch.equal(own, theirs), name
 
 
+def test_a_run_starts_from_an_exported_file(workshop: Workshop, tmp_path: Path) -> None:
+    exported, second = tmp_path / "first.onnx", tmp_path / "second"
+    workshop.call("export", "--run", str(workshop.paths.run), "--output", str(exported))
+    options = [*TRAINING, "--epochs", "1", "--learning-rate", "0", "--ema-decay", "1"]
+    workshop.call("train", "--run", str(second), *options, "--start", str(exported))
+    start, run = load_run(workshop.paths.run), load_run(second)
+    assert run.provenance["start"] == "first.onnx"
+    images = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = run.network(images).logits - start.network(images).logits
+    assert difference.abs().max() < 1e-3
+
+
+def test_of_a_start_that_knows_other_classes_all_but_the_classifier_is_kept(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    for label in ("calm", "lively"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for name, face in varied_faces(5, len(label)).items():
+            write_png(tmp_path / "photos" / label / name, face)
+    shop = dataclasses.replace(workshop, data=tmp_path / "photos")
+    options = [*TRAINING, "--dataset", "folder", "--epochs", "1", "--learning-rate", "0"]
+    run = tmp_path / "own"
+    start = str(workshop.paths.run)
+    printed = shop.call("train", "--run", str(run), *options, "--start", start)
+    assert "knows neutral, happiness" in printed
+    own, theirs = load_run(run).network, load_run(workshop.paths.run).network
+    assert own.classifier.out_features == 2
+    kept = zip(own.backbone.parameters(), theirs.backbone.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in kept)
+
+
 def test_a_run_learns_from_another_runs_network(workshop: Workshop, tmp_path: Path) -> None:
     first, second = workshop.paths.run, tmp_path / "second"
     options = [*TRAINING, "--epochs", "1", "--teacher", str(first), "--teacher-weight", "0.5"]

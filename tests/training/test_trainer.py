@@ -30,6 +30,7 @@ from training.trainer import (
     METRICS,
     Trainer,
     TrainingError,
+    climbed,
     frozen_stages,
     learning_rate,
     make_optimizer,
@@ -162,6 +163,28 @@ def test_a_loss_that_is_not_finite_ends_the_run(crops: CropDataset, tmp_path: Pa
     with pytest.raises(TrainingError, match="epoch 2: the loss is not finite"):
         trainer.fit(crops, None)
     assert (folder / CHECKPOINT).read_bytes() == written
+
+
+def test_the_gradient_is_taken_up_the_slope_and_the_weights_come_back() -> None:
+    network = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(network.weight, 1.0)
+    network.weight.grad = torch.tensor([[3.0, 4.0]])
+    with climbed(network, 0.5):
+        assert torch.allclose(network.weight, torch.tensor([[1.3, 1.4]]))
+    assert torch.equal(network.weight, torch.ones(1, 2))
+
+
+def test_sharpness_is_part_of_a_step(crops: CropDataset, tmp_path: Path) -> None:
+    """With the same seed, another gradient: at 0 it would be the plain one."""
+    weights = []
+    for sharpness in (0.0, 1e-9, 0.5):
+        torch.manual_seed(0)
+        config = dataclasses.replace(CONFIG, sharpness=sharpness, optimizer="sgd")
+        trainer = trainer_in(tmp_path / f"run{sharpness}", config)
+        trainer.fit(crops, None, until=1)
+        weights.append(trainer.network.classifier.weight.detach().clone())
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+    assert not torch.allclose(weights[0], weights[2], atol=1e-4)
 
 
 # --- freezing ----------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""An exported file can be trained further: the same answers, statistics that training needs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from tests.training.made_up import contract_for, enliven
+from training.backbones import CheckpointError, load_backbone
+from training.config import TrainingConfig
+from training.datasets.ferplus import LABELS
+from training.export import export_onnx
+from training.lan import Lan
+from training.recovery import recover, settle
+
+
+def exported(folder: Path, config: TrainingConfig, *, leaky: bool = False) -> tuple[Lan, Path]:
+    torch.manual_seed(3)
+    backbone = load_backbone(config.backbone, None)
+    network = enliven(Lan(backbone, len(LABELS), fusion=config.fusion)).eval()
+    for module in network.modules():
+        if isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, -0.3, 0.5)
+            if leaky:
+                nn.init.constant_(module.weight, 0.2)
+    path = folder / "model.onnx"
+    export_onnx(network, contract_for(network, config), path)
+    return network, path
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def logits(network: Lan, images: Tensor) -> Tensor:
+    answers: Tensor = network(images).logits
+    return answers
+
+
+@pytest.mark.parametrize("fusion", ["add", "concat"])
+def test_a_file_gives_back_its_network(tmp_path: Path, images: Tensor, fusion: str) -> None:
+    network, path = exported(tmp_path, TrainingConfig(fusion=fusion))  # type: ignore[arg-type]
+    model = recover(path)
+    assert (model.labels, model.backbone, model.fusion) == (LABELS, "mobilefacenet", fusion)
+    assert torch.allclose(logits(model.network, images), logits(network, images), atol=1e-4)
+
+
+def test_leaky_slopes_come_back(tmp_path: Path, images: Tensor) -> None:
+    network, path = exported(tmp_path, TrainingConfig(), leaky=True)
+    found = recover(path).network
+    assert torch.allclose(logits(found, images), logits(network, images), atol=1e-4)
+
+
+def test_settled_it_answers_the_same_and_trains_from_there(tmp_path: Path, images: Tensor) -> None:
+    _, path = exported(tmp_path, TrainingConfig())
+    network = recover(path).network
+    raw = copy.deepcopy(network)
+    before = logits(network, images)
+    settle(network, [images[:2], images[2:4], images[4:]])
+    assert torch.allclose(logits(network, images), before, atol=1e-4)
+    # A batch of its own statistics: the settled network gives in training what it gives without.
+    for trained in (network, raw):
+        trained.train()
+        trained.dropout.eval()
+    assert torch.allclose(logits(network, images), before, atol=1e-3)
+    assert not torch.allclose(logits(raw, images), before, atol=1e-1)
+
+
+def test_settled_filters_have_the_size_of_fresh_ones(tmp_path: Path, images: Tensor) -> None:
+    _, path = exported(tmp_path, TrainingConfig())
+    network = recover(path).network
+    settle(network, [images])
+    for module in network.backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            sizes = module.weight.flatten(1).norm(dim=1)
+            assert torch.allclose(sizes, torch.ones_like(sizes), atol=1e-4)
+
+
+def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        recover(tmp_path / "none.onnx")
+    noise = tmp_path / "noise.onnx"
+    noise.write_bytes(b"no model")
+    with pytest.raises(CheckpointError, match=r"not an ONNX file|no model of this package"):
+        recover(noise)
+    _, path = exported(tmp_path, TrainingConfig())
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, noise)
+    with pytest.raises(CheckpointError, match="no model of this package"):
+        recover(noise)
+
+
+def test_another_network_than_its_contract_says_is_refused(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, TrainingConfig())
+    model = onnx.load(path)
+    first = next(i for i in model.graph.initializer if i.name.startswith("onnx::Conv"))
+    smaller = np.ascontiguousarray(numpy_helper.to_array(first)[:, :1])
+    first.CopyFrom(numpy_helper.from_array(smaller, first.name))
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match="another network"):
+        recover(path)
