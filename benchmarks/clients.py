@@ -84,20 +84,6 @@ async def post(
     return answer
 
 
-async def probe_health(url: str, every: float, seconds: list[float]) -> None:
-    """GET /health/ready and /health/live by turns, for ever; appends how long each took."""
-    paths = ("live", "ready")
-    async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
-        while True:
-            for path in paths:
-                started = time.perf_counter()
-                async with session.get(f"{url}/health/{path}") as reply:
-                    await reply.read()
-                    reply.raise_for_status()
-                seconds.append(time.perf_counter() - started)
-                await asyncio.sleep(every)
-
-
 def moments(rate: float, seconds: float, rng: np.random.Generator) -> Iterator[float]:
     """Seconds from the start at which requests are due: random, `rate` a second on average."""
     moment = 0.0

@@ -28,47 +28,46 @@ from benchmarks.clients import (
     moments,
     open_session,
     post,
-    probe_health,
     watch,
 )
 from benchmarks.photos import usual_photos
+from benchmarks.probe import health_probe
 from benchmarks.report import machine
 from benchmarks.servers import SERVICE, RunningServer, running
 
 PHOTOS, CLIENTS = 8, 8
 HEALTH_EVERY, SAMPLE_EVERY = 0.05, 1.0
+SLOWEST = 5
 
 
 async def flood(
     server: RunningServer, photos: list[bytes], rate: float, seconds: float
 ) -> dict[str, Any]:
     """Send photos at `rate` a second, however long the replies take."""
-    ledger, health, samples = Ledger(), list[float](), list[Sample]()
-    helpers = [
-        asyncio.create_task(probe_health(server.url, HEALTH_EVERY, health)),
-        asyncio.create_task(watch(server.process, SAMPLE_EVERY, samples)),
-    ]
+    ledger, samples = Ledger(), list[Sample]()
+    watcher = asyncio.create_task(watch(server.process, SAMPLE_EVERY, samples))
     gc.collect()
     gc.freeze()  # the generator's own collections would be taken for the service's delays
     started, cpu = time.perf_counter(), time.process_time()
     server_cpu, loop_cpu = server.cpu_seconds(), _event_loop_seconds(server)
-    async with open_session() as session:
-        tasks = []
-        for number, after in enumerate(moments(rate, seconds, np.random.default_rng(0))):
-            await asyncio.sleep(max(0.0, started + after - time.perf_counter()))
-            photo = photos[number % len(photos)]
-            tasks.append(asyncio.create_task(post(session, server.url, photo, JPEG, ledger)))
-        offered = time.perf_counter() - started
-        await asyncio.gather(*tasks)
+    with health_probe(server.url, HEALTH_EVERY) as health:
+        async with open_session() as session:
+            tasks = []
+            for number, after in enumerate(moments(rate, seconds, np.random.default_rng(0))):
+                await asyncio.sleep(max(0.0, started + after - time.perf_counter()))
+                photo = photos[number % len(photos)]
+                tasks.append(asyncio.create_task(post(session, server.url, photo, JPEG, ledger)))
+            offered = time.perf_counter() - started
+            await asyncio.gather(*tasks)
     elapsed = time.perf_counter() - started
-    for helper in helpers:
-        helper.cancel()
-    await asyncio.gather(*helpers, return_exceptions=True)
+    watcher.cancel()
+    await asyncio.gather(watcher, return_exceptions=True)
     return {
         "offered_per_second": round(ledger.sent / offered, 1),
         **ledger.summary(elapsed),
         "health_asked": len(health),
-        **milliseconds("health", health),
+        **milliseconds("health", [took for _, took in health]),
+        "health_slowest": sorted(health, key=lambda reply: -reply[1])[:SLOWEST],
         "rss_mb_first": samples[0].rss_mb,
         "rss_mb_middle": samples[len(samples) // 2].rss_mb,
         "rss_mb_last": samples[-1].rss_mb,

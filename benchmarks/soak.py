@@ -32,10 +32,10 @@ from benchmarks.clients import (
     moments,
     open_session,
     post,
-    probe_health,
     watch,
 )
 from benchmarks.photos import usual_photos
+from benchmarks.probe import Reply, health_probe
 from benchmarks.report import machine
 from benchmarks.servers import SERVICE, RunningServer, running
 
@@ -54,7 +54,7 @@ class Run:
     """What one soak has seen."""
 
     ledger: Ledger = field(default_factory=Ledger)
-    health: list[float] = field(default_factory=list)
+    health: list[Reply] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     difference: float = 0.0
     """Largest difference of a probability from the photo's answer when it was alone."""
@@ -118,24 +118,21 @@ async def soak(server: RunningServer, photos: list[bytes], rate: float, seconds:
     run, rng = Run(), np.random.default_rng(0)
     async with open_session() as session:
         alone = [await _alone(session, server.url, photo) for photo in photos]
-        helpers = [
-            asyncio.create_task(probe_health(server.url, HEALTH_EVERY, run.health)),
-            asyncio.create_task(watch(server.process, SAMPLE_EVERY, run.samples)),
-        ]
+        watcher = asyncio.create_task(watch(server.process, SAMPLE_EVERY, run.samples))
         tasks, started = set[asyncio.Task[None]](), time.perf_counter()
-        for number, after in enumerate(moments(rate, seconds, rng)):
-            await asyncio.sleep(max(0.0, started + after - time.perf_counter()))
-            which = number % len(photos)
-            request = send(session, server.url, photos[which], alone[which], run, rng)
-            task = asyncio.create_task(request)
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
+        with health_probe(server.url, HEALTH_EVERY) as run.health:
+            for number, after in enumerate(moments(rate, seconds, rng)):
+                await asyncio.sleep(max(0.0, started + after - time.perf_counter()))
+                which = number % len(photos)
+                request = send(session, server.url, photos[which], alone[which], run, rng)
+                task = asyncio.create_task(request)
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
         for photo, before in zip(photos, alone, strict=True):
             compare(run, before, await _alone(session, server.url, photo))
-    for helper in helpers:
-        helper.cancel()
-    await asyncio.gather(*helpers, return_exceptions=True)
+    watcher.cancel()
+    await asyncio.gather(watcher, return_exceptions=True)
     return run
 
 
@@ -151,7 +148,7 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
     quarter, last = run.samples[len(run.samples) // 4], run.samples[-1]
     return {
         **run.ledger.summary(seconds),
-        **milliseconds("health", run.health),
+        **milliseconds("health", [took for _, took in run.health]),
         "after_a_quarter": asdict(quarter),
         "at_the_end": asdict(last),
         "rss_mb_peak": max(sample.rss_mb for sample in run.samples),
@@ -161,7 +158,7 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
-def picture(samples: Sequence[Sample], health: Sequence[float], path: Path) -> None:
+def picture(samples: Sequence[Sample], health: Sequence[Reply], path: Path) -> None:
     """Four curves over time."""
     minutes = [sample.at_seconds / 60 for sample in samples]
     curves = (
@@ -174,7 +171,8 @@ def picture(samples: Sequence[Sample], health: Sequence[float], path: Path) -> N
         axis.plot(minutes, values)
         axis.set_ylabel(name)
         axis.set_ylim(0)
-    axes[3].plot(np.linspace(0, minutes[-1], len(health)), np.array(health) * 1000, linewidth=0.5)
+    at, took = np.array(health).T
+    axes[3].plot(at / 60, took * 1000, linewidth=0.5)
     axes[3].set_ylabel("GET /health, ms")
     axes[3].set_xlabel("minutes")
     figure.savefig(path, dpi=100)
