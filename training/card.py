@@ -139,7 +139,7 @@ def _training(assessment: Assessment, recipe: Recipe) -> str:
         f"{origin['training_images']:,} images",
         f"{contract.protocol[0].upper()}{contract.protocol[1:]}",
         *_targets(config),
-        f"Backbone from `{origin['weights']}`, all of it trained{_freezing(config)}",
+        f"Backbone from `{_backbone(origin)}`, all of it trained{_freezing(config)}",
         *_start(config, origin),
         *_guidance(config, origin),
         f"{config.optimizer} at a peak rate of {config.learning_rate:g}, batch "
@@ -157,12 +157,22 @@ def _guidance(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     fusion = f"Fusion {config.fusion}"
     if not config.alpha:
         return [f"{fusion}, without guidance (alpha 0)"]
-    random = origin["weights"] == "random"
-    features = "backbone as it began" if random else "pretrained face-recognition backbone"
+    features = {
+        "random": "backbone as it began, before any training on expressions",
+        "": f"network that it started from (`{origin.get('start')}`)",
+    }.get(
+        origin["weights"],
+        "pretrained face-recognition backbone, before any training on expressions",
+    )
     return [
-        f"Guidance maps: K-means on the features of the {features}, before any training on "
-        f"expressions; alpha {config.alpha:g}; fusion {config.fusion}"
+        f"Guidance maps: K-means on the features of the {features}; "
+        f"alpha {config.alpha:g}; fusion {config.fusion}"
     ]
+
+
+def _backbone(origin: dict[str, Any]) -> str:
+    """Where the backbone comes from: a file of weights, or another network with its own."""
+    return str(origin["weights"] or origin["start"])
 
 
 def _balance(recipe: Recipe) -> list[str]:
@@ -197,10 +207,10 @@ def _freezing(config: TrainingConfig) -> str:
 def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     told = []
     if start := origin.get("start"):
-        told.append(f"The network went on from the best checkpoint of the run `{start}`")
+        told.append(f"The network went on from the best network of `{start}`")
     if teacher := origin.get("teacher"):
         told.append(
-            f"Beside the labels it learnt from the answers and features of the run `{teacher}` "
+            f"Beside the labels it learnt from the answers and features of `{teacher}` "
             f"(weight {config.teacher_weight:g})"
         )
     if config.share_slopes_epochs:
@@ -229,8 +239,11 @@ def _licences(contract: ModelContract, recipe: Recipe) -> str:
     own = (f"images and labels ({contract.dataset})", "those of the data set")
     parts = PICTURES[contract.dataset][2] if contract.dataset in PICTURES else (own,)
     rows = [("this model", contract.licence)]
-    if recipe.run.provenance["weights"] != "random":
-        backbone = f"backbone weights ({recipe.run.provenance['weights']})"
+    weights = recipe.run.provenance["weights"]
+    if not weights:
+        rows.append((f"network that it started from ({recipe.run.provenance['start']})", "its own"))
+    elif weights != "random":
+        backbone = f"backbone weights ({weights})"
         rows.append((backbone, "their own; trained on MS-Celeb-1M: non-commercial research"))
     lines = [f"| {what} | {terms} |" for what, terms in (*rows, *parts)]
     return "\n".join(("## Licence", "", "| what | terms |", "| --- | --- |", *lines))

@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a LAN on a data set")
     train.set_defaults(run_command=_train)
     _add_data(train)
-    train.add_argument("--weights", type=Path, help="pretrained backbone (default: random)")
+    train.add_argument(
+        "--weights", type=Path, help="pretrained backbone (default: random, or --start's)"
+    )
     train.add_argument("--start", type=Path, help="run, or exported ONNX file, to start from")
     train.add_argument("--teacher", type=Path, help="run, or ONNX file, learnt from too")
     train.add_argument("--run", type=Path, required=True, help="folder of the run")

@@ -55,7 +55,7 @@ class RunPaths:
     data: Path
     """Root of the data set in its official layout, or a table of one's own images."""
     weights: Path | None
-    """Pretrained backbone; None starts from random weights."""
+    """Pretrained backbone; None: random weights, or those of `start`."""
     detector: Path
     """RetinaFace ONNX file."""
     cache: Path
@@ -218,9 +218,12 @@ def _material(
         fusion=config.fusion,
         dropout=config.dropout,
     )
+    # Guidance comes from the face-recognition weights in every run that has them, else from the
+    # network that it starts from.
+    if paths.start and paths.weights is None:
+        _start_from(paths.start, network, train, config)
     maps = guidance_for(train, network, config, paths).maps if config.alpha else None
-    if paths.start:
-        # After the guidance maps: those come from the face-recognition weights in every run.
+    if paths.start and paths.weights is not None:
         _start_from(paths.start, network, train, config)
     return train, validation, network, maps
 
@@ -274,7 +277,7 @@ def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, An
         "protocol": dataset.protocol_of(Choice(fold=paths.fold), final=final),
         "final": final,
         "training_images": len(train),
-        "weights": paths.weights.name if paths.weights else "random",
+        "weights": _weights_name(paths),
         "start": paths.start.name if paths.start else "",
         "teacher": paths.teacher.name if paths.teacher else "",
         "commit": _commit(),
@@ -282,6 +285,13 @@ def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, An
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def _weights_name(paths: RunPaths) -> str:
+    """What the backbone was before the run; "" where it came with the network started from."""
+    if paths.weights:
+        return paths.weights.name
+    return "" if paths.start else "random"
 
 
 def _commit() -> str:

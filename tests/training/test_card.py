@@ -18,7 +18,15 @@ from training.export import export_onnx
 from training.runs import TrainedRun
 
 
-def card(folder: Path, *, dataset: str, title: str, config: TrainingConfig, weights: str) -> str:
+def card(
+    folder: Path,
+    *,
+    dataset: str,
+    title: str,
+    config: TrainingConfig,
+    weights: str,
+    start: str = "",
+) -> str:
     """The card of a made-up network."""
     network = enliven(tiny_lan(8, fusion=config.fusion))
     contract = contract_for(network, config).model_copy(
@@ -32,7 +40,7 @@ def card(folder: Path, *, dataset: str, title: str, config: TrainingConfig, weig
     run = TrainedRun(
         network,
         config,
-        {"labels": list(LABELS), "training_images": 1234, "weights": weights},
+        {"labels": list(LABELS), "training_images": 1234, "weights": weights, "start": start},
         2,
     )
     assessment = Assessment(model, Evaluation(logits, classes), np.zeros(40))
@@ -54,6 +62,20 @@ def test_ferplus_has_its_own_words(tmp_path: Path) -> None:
     assert "| images (FER2013) | research |" in text
     assert "| this model | mine |" in text
     assert "pretrained face-recognition backbone" in text
+
+
+def test_a_start_with_its_own_backbone_is_named(tmp_path: Path) -> None:
+    text = card(
+        tmp_path,
+        dataset="rafdb",
+        title="RAF-DB",
+        config=TrainingConfig(),
+        weights="",
+        start="shipped.onnx",
+    )
+    assert "Backbone from `shipped.onnx`" in text
+    assert "features of the network that it started from (`shipped.onnx`)" in text
+    assert "| network that it started from (shipped.onnx) | its own |" in text
 
 
 @pytest.mark.parametrize(

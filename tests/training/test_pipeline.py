@@ -290,7 +290,8 @@ def test_a_run_starts_from_an_exported_file(workshop: Workshop, tmp_path: Path) 
     options = [*TRAINING, "--epochs", "1", "--learning-rate", "0", "--ema-decay", "1"]
     workshop.call("train", "--run", str(second), *options, "--start", str(exported))
     start, run = load_run(workshop.paths.run), load_run(second)
-    assert run.provenance["start"] == "first.onnx"
+    # No backbone weights were given: they came with the start, and so did the guidance.
+    assert (run.provenance["start"], run.provenance["weights"]) == ("first.onnx", "")
     images = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         difference = run.network(images).logits - start.network(images).logits
