@@ -10,7 +10,8 @@ from service.settings import ENV_PREFIX, Settings
 
 HEADING = """\
 # Settings for docker compose: copy this file to .env, take the # off a line and change it.
-# What is left out keeps its default. Paths are paths inside the container.
+# What is left out keeps its default. Paths are paths inside the container: a model or a file of
+# keys of your own also needs a line under `volumes` in a docker-compose.override.yml.
 # Made by: python docker/env_example.py > .env.example
 
 # --- docker compose ---
@@ -39,7 +40,6 @@ HEADING = """\
 """
 # What the image and docker-compose.yml set: the settings class knows only the source tree.
 IN_CONTAINER = {
-    "host": "0.0.0.0",
     "model_path": "/opt/lan-fer/models/lan_mobilefacenet_ferplus.onnx",
     "detector_path": "/opt/lan-fer/models/retinaface_mnet025.onnx",
     "inference_workers": "2",
@@ -57,8 +57,9 @@ def entry(name: str, field: FieldInfo) -> str:
 
 
 def env_example() -> str:
-    """The whole text of .env.example."""
-    return "\n".join([HEADING, *(entry(n, f) for n, f in Settings.model_fields.items())])
+    """The whole text of .env.example. The host is set by docker-compose.yml, whatever .env says."""
+    fields = Settings.model_fields.items()
+    return "\n".join([HEADING, *(entry(n, f) for n, f in fields if n != "host")])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def page(document: Json) -> str:
 
 def _operation(title: str, operation: Json) -> Iterator[str]:
     yield f"## {title}\n"
-    yield f"{operation['summary']}. {operation.get('description', '')}".strip() + "\n"
+    summary = operation["summary"]
+    ending = "" if summary.endswith("?") else "."
+    yield f"{summary}{ending} {operation.get('description', '')}".strip() + "\n"
     if parameters := operation.get("parameters"):
         yield "| parameter | in | type | default | what |\n| --- | --- | --- | --- | --- |"
         for item in parameters:

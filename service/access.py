@@ -17,7 +17,13 @@ from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
-from service.errors import MissingKeyError, RateLimitedError, SettingsError, UnknownKeyError
+from service.errors import (
+    MissingKeyError,
+    RateLimitedError,
+    SettingsError,
+    TooManyImagesError,
+    UnknownKeyError,
+)
 from service.settings import Settings
 
 ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64})=([A-Za-z0-9._~+/=-]{16,256})")
@@ -74,12 +80,20 @@ class Access:
         return names[0]
 
     async def spend(self, name: str, images: int = 1) -> None:
-        """Count `images` to the key of that name. Raises RateLimitedError."""
+        """Count `images` to the key of that name.
+
+        Raises RateLimitedError, or TooManyImagesError where no wait would make room for so many.
+        """
+        most = min((limit.amount for limit in self._limits), default=images)
+        if images > most:
+            raise TooManyImagesError(
+                f"This API key may send at most {most} photos at a time; the call has {images}."
+            )
         for limit in self._limits:
             if not await self._limiter.hit(limit, name, cost=images):
                 reset = (await self._limiter.get_window_stats(limit, name)).reset_time
                 raise RateLimitedError(
-                    f"This API key may ask for {limit}.",
+                    f"This API key may send photos at this rate: {limit}.",
                     retry_after_seconds=max(1, math.ceil(reset - time.time())),
                 )
 

@@ -12,10 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pyarrow import fs
-
-from service.errors import ImageFileError, PayloadTooLargeError
+from service.errors import ImageFileError, OutputError, PayloadTooLargeError
 from service.sources import ADDRESS, PHOTO_SUFFIXES, is_address
+
+try:
+    from pyarrow import fs
+except ImportError as error:
+    raise OutputError(
+        "bulk needs pyarrow and Ray; in a checkout: pip install -e '.[bulk]'."
+    ) from error
 
 
 def locate(name: str) -> tuple[Any, str]:

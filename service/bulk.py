@@ -18,7 +18,7 @@ from service.buckets import locate, read_photo_file
 from service.errors import BulkError, ImageFileError, OutputError, RequestError, ServiceError
 from service.local import Recognizer, read_file
 from service.parquet import rows_with, schema_of
-from service.schemas import PredictOptions, PredictReply
+from service.schemas import PredictReply
 from service.sources import is_address
 from service.tables import Row, columns, rows
 
@@ -31,7 +31,7 @@ try:
     import ray.data
     import ray.exceptions
 except ImportError as error:
-    raise OutputError("bulk needs Ray: pip install 'lan-fer[bulk]'.") from error
+    raise OutputError("bulk needs Ray; in a checkout: pip install -e '.[bulk]'.") from error
 
 ERROR = "error"
 MAX_BLOCK_PHOTOS = 1000  # one file of the output; what a lost worker has to read again
@@ -50,7 +50,6 @@ class BulkJob:
     """A folder for Parquet files: its path or address."""
     settings: Mapping[str, str]
     """For Recognizer.load, in each worker."""
-    options: PredictOptions
     workers: int | None
     """Actors; None: one a CPU of the cluster."""
     gpus_per_worker: float
@@ -64,12 +63,11 @@ def bulk_columns(labels: Sequence[str]) -> dict[str, type]:
 class PhotoReader:
     """Reads batches of paths; Ray makes one in each worker and keeps it."""
 
-    def __init__(self, settings: Mapping[str, str], options: PredictOptions) -> None:
+    def __init__(self, settings: Mapping[str, str]) -> None:
         # Ray gives a worker one CPU unless told otherwise.
         self._recognizer = Recognizer.load(
             **{"image_workers": "1", "inference_workers": "1"} | dict(settings)
         )
-        self._options = options
         # Reading from a bucket is waiting.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._schema = schema_of(bulk_columns(self._recognizer.networks.classifier.contract.labels))
@@ -79,7 +77,7 @@ class PhotoReader:
         sources: list[str] = batch.column("source").to_pylist()
         files = list(self._readers.map(self._read, sources))
         whole = [file for file in files if isinstance(file, bytes)]
-        answers = self._recognizer.predict_many(whole, self._options)
+        answers = self._recognizer.predict_many(whole)
         found: list[Row] = []
         for source, file in zip(sources, files, strict=True):
             found.extend(_rows(source, next(answers) if isinstance(file, bytes) else file))
@@ -120,7 +118,7 @@ def run_job(job: BulkJob) -> None:
     photos = ray.data.from_arrow(blocks)
     answers = photos.map_batches(
         PhotoReader,
-        fn_constructor_kwargs={"settings": dict(job.settings), "options": job.options},
+        fn_constructor_kwargs={"settings": dict(job.settings)},
         batch_size=BATCH_PHOTOS,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),

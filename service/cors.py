@@ -11,7 +11,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from service.errors import SettingsError
 
 ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
-ASKED_WITH: Final = ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"]
+ASKED_WITH: Final = [
+    "Authorization",
+    "Content-Type",
+    "X-API-Key",
+    "X-Request-ID",
+    "X-Request-Timeout-Ms",
+]
 TOLD: Final = ["Retry-After", "Server-Timing", "X-Request-ID"]
 
 

@@ -167,11 +167,15 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class InvalidOptionError(RequestError):
-    """An option with a value that is not allowed."""
+    """An option with a value that is not allowed; `option` is its name, where it is one alone."""
 
     status = 422
     slug = "invalid-option"
     title = "An option is not valid"
+
+    def __init__(self, detail: str, option: str | None = None) -> None:
+        super().__init__(detail)
+        self.option = option
 
 
 class MissingImageError(RequestError):

@@ -84,9 +84,18 @@ class ExpressionModel:
         """The aligned crop [S,S,3] uint8 RGB of `image` [H,W,3] uint8 RGB."""
         return warp_crop(image, self.transform(face), self.contract.input_size)
 
+    def batch(self, crops: Sequence[UInt8]) -> Float32:
+        """The network's input [N,3,S,S] of N aligned crops [S,S,3] uint8 RGB."""
+        pixels = np.stack(crops)
+        if self.contract.color_mode == "gray":
+            grey = [cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) for crop in crops]
+            pixels = np.repeat(np.stack(grey)[..., None], 3, axis=-1).astype(np.uint8)
+        normalised = (pixels - self._mean) * self._scale
+        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), np.float32)
+
     def infer(self, crops: Sequence[UInt8]) -> list[Reading]:
         """Read N aligned crops [S,S,3] uint8 RGB in one run. Raises InferenceError."""
-        logits, attention, evidence = self._run(self._batch(crops))
+        logits, attention, evidence = self._run(self.batch(crops))
         if not np.isfinite(logits).all():
             raise InferenceError("the expression model gave numbers that are not finite")
         probabilities = softmax(logits, self.contract.temperature)
@@ -99,14 +108,6 @@ class ExpressionModel:
         """Run once, so that no request pays for a first time."""
         size = self.contract.input_size
         self.infer([np.zeros((size, size, 3), np.uint8)])
-
-    def _batch(self, crops: Sequence[UInt8]) -> Float32:
-        pixels = np.stack(crops)
-        if self.contract.color_mode == "gray":
-            grey = [cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) for crop in crops]
-            pixels = np.repeat(np.stack(grey)[..., None], 3, axis=-1).astype(np.uint8)
-        normalised = (pixels - self._mean) * self._scale
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), np.float32)
 
     def _run(self, batch: Float32) -> tuple[Float32, Float32, Float32]:
         try:
@@ -130,7 +131,7 @@ class ExpressionModel:
         crops = np.zeros((2, size, size, 3), np.uint8)
         crops[1] = np.linspace(0, 255, size, dtype=np.uint8)[None, :, None]
         try:
-            logits, attention, evidence = self._run(self._batch(list(crops)))
+            logits, attention, evidence = self._run(self.batch(list(crops)))
         except InferenceError as error:
             reason = str(error.__cause__).splitlines()[0]
             raise ModelContractError(f"{source}: cannot run on its input ({reason})") from error

@@ -11,10 +11,10 @@ from service.schemas import PredictOptions
 def check_options(options: PredictOptions, *, max_faces: int, labels: Sequence[str]) -> None:
     """Raises InvalidOptionError where more than `max_faces` or a class not in `labels` is asked."""
     if options.max_faces is not None and options.max_faces > max_faces:
-        raise InvalidOptionError(f"max_faces may be at most {max_faces} here.")
+        raise InvalidOptionError(f"max_faces may be at most {max_faces} here.", "max_faces")
     if options.class_ is None:
         return
     if options.explain != "evidence":
-        raise InvalidOptionError("class needs explain=evidence.")
+        raise InvalidOptionError("class needs explain=evidence.", "class")
     if options.class_ not in labels:
-        raise InvalidOptionError(f"class must be one of {', '.join(labels)}.")
+        raise InvalidOptionError(f"class must be one of {', '.join(labels)}.", "class")

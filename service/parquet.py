@@ -19,7 +19,9 @@ try:
     import pyarrow.parquet as pq
     from pyarrow import fs
 except ImportError as error:
-    raise OutputError("Parquet needs pyarrow: pip install 'lan-fer[parquet]'.") from error
+    raise OutputError(
+        "Parquet needs pyarrow; in a checkout: pip install -e '.[parquet]'."
+    ) from error
 
 from service.buckets import locate
 

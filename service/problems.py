@@ -65,7 +65,10 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     if error.__cause__ is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s", error.slug, exc_info=error)
-    return problem_response(request, error)
+    fields = None
+    if isinstance(error, InvalidOptionError) and error.option:
+        fields = [FieldProblem(location=f"query.{error.option}", message=error.detail)]
+    return problem_response(request, error, fields=fields)
 
 
 async def _answer_invalid_options(request: Request, error: Exception) -> Response:
@@ -89,7 +92,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 _HTTP_DETAILS = {
-    404: "There is nothing at this path; see /docs.",
+    404: "There is nothing at this path.",
     405: "This path does not take this method; see the Allow header.",
 }
 
@@ -97,4 +100,5 @@ _HTTP_DETAILS = {
 def field_problem(error: Mapping[str, Any]) -> FieldProblem:
     """One of pydantic's errors without the value that was sent: it may be a whole photo."""
     location = ".".join(str(part) for part in error["loc"])
-    return FieldProblem(location=location[:MAX_ECHO], message=str(error["msg"]))
+    message = "There is no such option" if error["type"] == "extra_forbidden" else error["msg"]
+    return FieldProblem(location=location[:MAX_ECHO], message=str(message))

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -202,10 +202,14 @@ class Settings(BaseSettings):
         None, description="File of further API keys, name=key on each line; read at the start."
     )
     health_needs_key: bool = Field(
-        False, description="Whether /health and /v2/health ask for an API key, where keys are set."
+        False,
+        description="Whether /health and /v2/health ask for an API key, where keys are set; then "
+        "probes need one too, and the image's own health check, which has none, fails.",
     )
     metrics_needs_key: bool = Field(
-        False, description="Whether /metrics asks for an API key, where keys are set."
+        False,
+        description="Whether /metrics asks for an API key, where keys are set; then Prometheus "
+        "needs one in its configuration.",
     )
     rate_limit: str | None = Field(
         None,
@@ -229,6 +233,12 @@ class Settings(BaseSettings):
     log_format: Literal["plain", "json"] = Field(
         "plain", description="One line an event: key=value, or a JSON object."
     )
+
+    @field_validator("min_score", mode="before")
+    @classmethod
+    def _unset_where_empty(cls, value: object) -> object:
+        # A line `LAN_FER_MIN_SCORE=` of an environment file.
+        return None if value == "" else value
 
     @property
     def session_settings(self) -> SessionSettings:

@@ -13,7 +13,9 @@ try:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise OutputError("--timeline needs matplotlib: pip install 'lan-fer[video]'.") from error
+    raise OutputError(
+        "--timeline needs matplotlib; in a checkout: pip install -e '.[video]'."
+    ) from error
 
 MAX_TRACKS = 12  # the longest; more would not be seen
 WIDTH_INCHES, TRACK_INCHES, MARGIN_INCHES = 10.0, 1.6, 1.2

@@ -49,7 +49,7 @@ def add_traces(app: FastAPI) -> TracerProvider:
         from opentelemetry.util.http import parse_excluded_urls
     except ImportError as error:
         raise SettingsError(
-            f"traces: {error.name} is not installed; pip install 'lan-fer[otel]'"
+            f"traces: {error.name} is not installed; in a checkout: pip install -e '.[otel]'"
         ) from error
     # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before our name.
     resource = Resource.create({SERVICE_NAME: DEFAULT_NAME}).merge(OTELResourceDetector().detect())

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, say
-from service.commands.predict import add_explanation, options_of
 from service.pipeline import load_networks
 from service.settings import load_settings
 from service.sources import find_sources, is_address
@@ -23,13 +22,13 @@ EXAMPLES = """examples:
   lan-fer bulk /photos -o /answers --gpus-per-worker 1 --provider cuda
 
 The rows are those of `lan-fer predict`, with a column `error` that says why a photo could not be
-read. Needs the extra `bulk`: pip install 'lan-fer[bulk]'.
+read. Needs the extra `bulk`: in a checkout, pip install -e '.[bulk]'.
 """
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """The flags of `bulk`."""
-    parser.description = SUMMARY.capitalize() + "."
+    parser.description = f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
     parser.epilog = EXAMPLES
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="photo, folder, pattern, bucket, or -"
@@ -50,7 +49,6 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-worker", type=float, default=0.0, metavar="N", help="default: %(default)s"
     )
-    add_explanation(parser)
     add_settings(parser.add_argument_group("networks and limits"), NETWORK_SETTINGS)
 
 
@@ -73,7 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
                 sources=left,
                 output=output,
                 settings=settings,
-                options=options_of(arguments),
                 workers=arguments.workers,
                 gpus_per_worker=arguments.gpus_per_worker,
             )

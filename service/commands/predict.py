@@ -40,13 +40,14 @@ EXAMPLES = """examples:
   lan-fer predict holiday/ -o answers.csv --resume        go on after an interruption
   lan-fer predict clip.mp4 -o clip.csv --timeline clip.png
 
-exit code: 0 all read, 1 some could not be read (listed at the end), 2 wrong usage
+exit code: 0 all read; 1 some could not be read (listed at the end) or nothing could begin (it says
+why); 2 unknown or malformed flags
 """
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """The flags of `predict`."""
-    parser.description = SUMMARY.capitalize() + "."
+    parser.description = f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
     parser.epilog = EXAMPLES
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="photo, folder, pattern, video, or - for stdin"
@@ -109,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     sources = find_sources(arguments.paths, lines=sys.stdin)
     videos = [source for source in sources if is_video(source)]
     if not videos:
+        if arguments.timeline is not None:
+            raise OutputError("--timeline is for a video, and there is none among these.")
         return _read_photos(sources, arguments)
     if len(sources) > 1:
         raise OutputError(f"{videos[0]}: a video is read alone, with an output of its own.")

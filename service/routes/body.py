@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,15 +17,17 @@ from starlette.requests import Request
 from service.errors import (
     EmptyBodyError,
     InvalidImageError,
+    InvalidOptionError,
     MalformedRequestError,
     MissingImageError,
     PayloadTooLargeError,
+    RequestError,
     SlowRequestError,
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
 from service.problems import field_problem
-from service.schemas import PredictBatchJson, PredictJson
+from service.schemas import PredictBatchJson, PredictJson, PredictOptions
 from service.settings import Settings
 from service.state import ServiceState
 
@@ -41,8 +43,9 @@ async def read_photo(request: Request, service: ServiceState, take: Callable[[in
     """The image file in the request: multipart field `file`, raw image/* body, or JSON.
 
     `take` is told the length of each piece before it is kept, and may refuse it. Raises
-    EmptyBodyError, MalformedRequestError, MissingImageError, InvalidImageError, OverloadedError,
-    PayloadTooLargeError, SlowRequestError, UnsupportedMediaTypeError and ClientDisconnect.
+    EmptyBodyError, MalformedRequestError, MissingImageError, InvalidImageError,
+    InvalidOptionError, OverloadedError, PayloadTooLargeError, SlowRequestError,
+    UnsupportedMediaTypeError and ClientDisconnect.
     """
     settings = service.settings
     _check_head(request.headers, settings)
@@ -214,6 +217,7 @@ async def _from_multipart(
         raise MalformedRequestError(f"The multipart body is malformed. {error.message}") from error
     try:
         uploads = [entry for entry in form.getlist(FIELD) if isinstance(entry, UploadFile)]
+        _refuse_options(form)
         if not uploads:
             raise MissingImageError(
                 f"The form needs a field {FIELD!r} that holds an image file, with a file name."
@@ -221,6 +225,15 @@ async def _from_multipart(
         return [await upload.read() for upload in uploads]
     finally:
         await form.close()
+
+
+def _refuse_options(names: Iterable[str]) -> None:
+    """An option in the body would be passed over in silence."""
+    options = {field.alias or name for name, field in PredictOptions.model_fields.items()}
+    if misplaced := sorted(options.intersection(names)):
+        raise InvalidOptionError(
+            f"Options go into the address, not into the body: ?{misplaced[0]}=...", misplaced[0]
+        )
 
 
 def _too_many(most: int, hint: str = "") -> TooManyImagesError:
@@ -270,11 +283,16 @@ def decode_base64(text: str) -> bytes:
         ) from error
 
 
-def _json_error(error: ValidationError, form: str) -> MalformedRequestError | MissingImageError:
+def _json_error(error: ValidationError, form: str) -> RequestError:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return MalformedRequestError("The body is no valid JSON.")
     problem = field_problem(first)
+    if first["type"] == "extra_forbidden":
+        return InvalidOptionError(
+            f"The body must be {form} and nothing else; options go into the address. "
+            f"{problem.location}: {problem.message}"
+        )
     return MissingImageError(
         f"The body must be {form}. {problem.location or 'body'}: {problem.message}"
     )

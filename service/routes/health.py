@@ -14,12 +14,14 @@ router = APIRouter(tags=["operation"])
 metrics_router = APIRouter(tags=["operation"])
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Is the process alive?", responses=problems())
 async def live() -> Status:
     """Answers as long as the event loop turns; restart the process when it does not."""
     return Status(status="live")
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Does it take photos?", responses=problems(UnavailableError))
 async def ready(service: ServiceDependency) -> Status:
     """503 until every input size of both networks has been run once, and again while draining."""

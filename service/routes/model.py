@@ -12,6 +12,7 @@ from service.schemas import ModelReply
 router = APIRouter(tags=["expressions"])
 
 
+@router.head("/model", include_in_schema=False)
 @router.get(
     "/model",
     summary="Labels, contract and provenance of the networks",

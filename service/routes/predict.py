@@ -26,6 +26,7 @@ from service.errors import (
     PayloadTooLargeError,
     RateLimitedError,
     SlowRequestError,
+    TooManyImagesError,
     UnavailableError,
     UnsupportedMediaTypeError,
 )
@@ -55,6 +56,9 @@ _REQUEST_BODY = {
         "image/jpeg": _BINARY,
         "image/png": _BINARY,
         "image/webp": _BINARY,
+        "image/gif": _BINARY,
+        "image/bmp": _BINARY,
+        "image/tiff": _BINARY,
         "application/json": {"schema": PredictJson.model_json_schema()},
     },
 }
@@ -71,6 +75,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         SlowRequestError,
         PayloadTooLargeError,
         ImageTooLargeError,
+        TooManyImagesError,
         UnsupportedMediaTypeError,
         InvalidOptionError,
         MissingImageError,

@@ -143,7 +143,6 @@ class ModelMetadata(BaseModel):
     """The answer to GET /v2/models/{name}."""
 
     name: str
-    versions: list[str]
     platform: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
@@ -211,7 +210,6 @@ async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
     classifier = service.pipeline.networks.classifier
     return ModelMetadata(
         name=name,
-        versions=[classifier.sha256],
         platform=PLATFORM,
         inputs=input_specs(),
         outputs=output_specs(len(classifier.contract.labels)),

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.access import Access
-from service.errors import RateLimitedError, SettingsError
+from service.errors import RateLimitedError, SettingsError, TooManyImagesError
 from service.settings import Settings, load_settings
 from tests.service.serving import Serve, assert_problem
 
@@ -84,6 +84,9 @@ def test_a_request_of_many_images_counts_as_many() -> None:
         with pytest.raises(RateLimitedError):
             await access.spend("app", 2)
         await access.spend("app", 1)
+        # No wait would make room for eleven.
+        with pytest.raises(TooManyImagesError, match="at most 10 photos"):
+            await access.spend("app", 11)
 
     asyncio.run(spend_too_much())
 
@@ -165,7 +168,8 @@ def test_pages_of_named_origins_may_ask_even_about_problems(serve: Serve) -> Non
     with serve(cors_origins="https://app.example, http://localhost:3000").client() as client:
         preflight = client.options("/predict", headers=PREFLIGHT)
         assert preflight.status_code == 200
-        assert "X-API-Key" in preflight.headers["access-control-allow-headers"]
+        allowed = preflight.headers["access-control-allow-headers"]
+        assert {"X-API-Key", "X-Request-Timeout-Ms"} <= set(allowed.split(", "))
         refused = client.post("/predict", headers={**JPEG, **ORIGIN})
         assert_problem(refused, 400, "empty-body")
         assert refused.headers["access-control-allow-origin"] == "https://app.example"

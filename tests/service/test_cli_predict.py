@@ -143,6 +143,7 @@ def test_output_that_is_there_is_not_lost(
         (["--class", "anger"], "explain=evidence"),
         (["--explain", "evidence", "--class", "joy"], "neutral"),
         (["--max-faces", "0"], "LAN_FER_MAX_FACES"),
+        (["--timeline", "expressions.png"], "for a video"),
     ],
 )
 def test_wrong_use_is_one_line(

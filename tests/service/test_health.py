@@ -40,6 +40,12 @@ def test_live_and_ready(client: httpx.Client) -> None:
     assert client.get("/health/ready").json() == {"status": "ready"}
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/model"])
+def test_head_is_answered_like_get_without_a_body(client: httpx.Client, path: str) -> None:
+    response = client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
 def test_alive_but_not_ready_until_warmed_up(networks: Networks, portrait_jpeg: bytes) -> None:
     release, started = threading.Event(), threading.Event()
 

@@ -76,6 +76,11 @@ def test_truncated_jpeg(client: httpx.Client, portrait_jpeg: bytes, kept: float)
         (part("file", b"x") * 2 + END, 413, "too-many-images"),
         (b"--limit\r\nX: " + b"y" * 10_000 + b"\r\n\r\nx\r\n" + END, 400, "malformed-request"),
         (b"--limit\r\n" + b"X: y\r\n" * 50 + b"\r\nx\r\n" + END, 400, "malformed-request"),
+        (
+            part("file", b"x") + part("heatmap", b"overlay", file_name=None) + END,
+            422,
+            "invalid-option",
+        ),
         (part("comment", b"x", file_name=None) * 20 + END, 400, "malformed-request"),
         (part("comment", b"x" * 9999, file_name=None) + END, 400, "malformed-request"),
     ],
@@ -102,7 +107,7 @@ def test_multipart_without_boundary(client: httpx.Client) -> None:
         ("{}", 422, "missing-image"),
         ('{"image": 5}', 422, "missing-image"),
         ('{"photo": "aaaa"}', 422, "missing-image"),
-        ('{"image": "aaaa", "heatmap": "overlay"}', 422, "missing-image"),
+        ('{"image": "aaaa", "heatmap": "overlay"}', 422, "invalid-option"),
         ('{"image": ""}', 400, "empty-body"),
         ('{"image": "data:image/png;base64,"}', 400, "empty-body"),
         ('{"image": "%%%"}', 422, "invalid-image"),
@@ -124,7 +129,26 @@ def test_json(client: httpx.Client, document: str, status: int, slug: str) -> No
 
 def test_json_error_does_not_repeat_what_was_sent(client: httpx.Client) -> None:
     response = client.post("/predict", json={"image": "secret" * 1000, "other-secret": 1})
-    assert "secretsecret" not in assert_problem(response, 422, "missing-image")
+    assert "secretsecret" not in assert_problem(response, 422, "invalid-option")
+
+
+@pytest.mark.parametrize(
+    ("query", "option", "says"),
+    [
+        ("max_faces=1000", "max_faces", "at most 64"),
+        ("max_faces=0", "max_faces", "greater than or equal to 1"),
+        ("class=anger", "class", "needs explain=evidence"),
+        ("explain=evidence&class=boredom", "class", "one of neutral, happiness"),
+        ("foo=1", "foo", "no such option"),
+    ],
+)
+def test_an_option_that_is_not_valid_is_named(
+    client: httpx.Client, portrait_jpeg: bytes, query: str, option: str, says: str
+) -> None:
+    response = client.post(f"/predict?{query}", content=portrait_jpeg, headers=JPEG)
+    assert says in assert_problem(response, 422, "invalid-option")
+    (field,) = response.json()["errors"]
+    assert field["location"] == f"query.{option}"
 
 
 @pytest.mark.parametrize(

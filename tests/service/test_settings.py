@@ -88,6 +88,13 @@ def test_flag_wins_over_environment_wins_over_default(monkeypatch: pytest.Monkey
     assert (settings.max_faces, settings.min_score, settings.port) == (7, 0.25, 8000)
 
 
+def test_an_empty_line_of_an_environment_file_leaves_a_number_unset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LAN_FER_MIN_SCORE", "")
+    assert load_settings().min_score is None
+
+
 def test_unknown_setting_is_refused() -> None:
     with pytest.raises(SettingsError, match="max_face"):
         load_settings(max_face="7")

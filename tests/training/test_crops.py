@@ -81,7 +81,7 @@ def test_crops_equal_the_services_pixel_for_pixel(
 
 def test_normalisation_is_the_contracts(model: ExpressionModel) -> None:
     crop = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    served = model._batch([crop])
+    served = model.batch([crop])
     trained = normalise(torch.from_numpy(crop).permute(2, 0, 1)[None]).numpy()
     np.testing.assert_allclose(trained, served, atol=1e-6)
 

@@ -21,6 +21,9 @@ class _Model(BaseModel):
 class PredictOptions(_Model):
     """How to read a photo; what is None is left to the service."""
 
+    # A reply may have fields that are new; an option that is unknown is a mistake.
+    model_config = ConfigDict(extra="forbid")
+
     heatmap: Literal["none", "overlay"] = "none"
     """overlay: add the aligned face with the chosen map on it, as a PNG."""
     explain: Literal["attention", "evidence"] = "attention"

@@ -616,8 +616,6 @@ export interface components {
             outputs: components["schemas"]["TensorSpec"][];
             /** Platform */
             platform: string;
-            /** Versions */
-            versions: string[];
         };
         /**
          * ModelReady
@@ -1105,8 +1103,11 @@ export interface operations {
                      */
                     image: string;
                 };
+                "image/bmp": string;
+                "image/gif": string;
                 "image/jpeg": string;
                 "image/png": string;
+                "image/tiff": string;
                 "image/webp": string;
                 "multipart/form-data": {
                     /** Format: binary */
@@ -1153,7 +1154,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request body has too many bytes; The image has too many pixels */
+            /** @description The request body has too many bytes; The image has too many pixels; The request has too many photos */
             413: {
                 headers: {
                     [name: string]: unknown;
