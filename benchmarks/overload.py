@@ -65,9 +65,10 @@ async def flood(
     return {
         "offered_per_second": round(ledger.sent / offered, 1),
         **ledger.summary(elapsed),
-        "health_asked": len(health),
-        **milliseconds("health", [took for _, took in health]),
-        "health_slowest": sorted(health, key=lambda reply: -reply[1])[:SLOWEST],
+        "health_asked": len(health.replies) + len(health.failures),
+        "health_failures": health.failures,
+        **milliseconds("health", health.seconds),
+        "health_slowest": sorted(health.replies, key=lambda reply: -reply[1])[:SLOWEST],
         "rss_mb_first": samples[0].rss_mb,
         "rss_mb_middle": samples[len(samples) // 2].rss_mb,
         "rss_mb_last": samples[-1].rss_mb,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.probe URL SECONDS_BETWEEN
 
-Runs until its standard input ends, then prints a JSON list of [seconds since the start, seconds
-that the reply took].
+Runs until its standard input ends, then prints JSON: `replies`, [seconds since the start, seconds
+that the reply took] each, and `failures`, what went wrong where none came or it was not 200.
 """
 
 from __future__ import annotations
@@ -17,49 +17,65 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
 PATHS = ("/health/live", "/health/ready")
 TIMEOUT_SECONDS = 120.0
-Reply = tuple[float, float]
+
+
+@dataclass
+class Health:
+    """What became of every question."""
+
+    replies: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds since the start, seconds taken."""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long each reply took."""
+        return [took for _, took in self.replies]
 
 
 @contextmanager
-def health_probe(url: str, every: float) -> Iterator[list[Reply]]:
-    """Ask `url` within the block, /health/live and /health/ready by turns.
-
-    Once the block has ended, the list holds (seconds since the start, seconds taken) of each
-    reply. Raises RuntimeError where an endpoint did not answer with 200.
-    """
+def health_probe(url: str, every: float) -> Iterator[Health]:
+    """Ask `url` within the block, /health/live and /health/ready by turns; filled at its end."""
     command = [sys.executable, "-m", "benchmarks.probe", url, str(every)]
-    replies: list[Reply] = []
+    health = Health()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield replies
+        yield health
     finally:
         output, _ = process.communicate("")
-    if process.returncode:
-        raise RuntimeError(f"{url}: a health endpoint did not answer; see above")
-    replies += [(at, took) for at, took in json.loads(output)]
+    found = json.loads(output)
+    health.replies += [(at, took) for at, took in found["replies"]]
+    health.failures += found["failures"]
 
 
-def probe(url: str, every: float) -> list[Reply]:
-    """Ask until standard input ends. Raises OSError, or ValueError for another status than 200."""
-    replies: list[Reply] = []
+def probe(url: str, every: float) -> Health:
+    """Ask until standard input ends."""
+    health, began = Health(), time.perf_counter()
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_SECONDS)
-    began = time.perf_counter()
     for path in itertools.cycle(PATHS):
         started = time.perf_counter()
-        connection.request("GET", path)
-        reply = connection.getresponse()
-        reply.read()
-        if reply.status != http.client.OK:
-            raise ValueError(f"{path} answered {reply.status}")
-        replies.append((round(started - began, 4), round(time.perf_counter() - started, 6)))
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            reply.read()
+        except (OSError, http.client.HTTPException) as error:
+            health.failures.append(f"{path}: {error!r}")
+            connection.close()  # the next question connects anew
+        else:
+            took = time.perf_counter() - started
+            if reply.status == http.client.OK:
+                health.replies.append((round(started - began, 4), round(took, 6)))
+            else:
+                health.failures.append(f"{path}: status {reply.status}")
         if select.select([sys.stdin], [], [], every)[0]:
             break
-    return replies
+    return health
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(sys.argv[1], float(sys.argv[2]))))
+    print(json.dumps(asdict(probe(sys.argv[1], float(sys.argv[2])))))

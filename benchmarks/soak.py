@@ -35,7 +35,7 @@ from benchmarks.clients import (
     watch,
 )
 from benchmarks.photos import usual_photos
-from benchmarks.probe import Reply, health_probe
+from benchmarks.probe import Health, health_probe
 from benchmarks.report import machine
 from benchmarks.servers import SERVICE, RunningServer, running
 
@@ -54,7 +54,7 @@ class Run:
     """What one soak has seen."""
 
     ledger: Ledger = field(default_factory=Ledger)
-    health: list[Reply] = field(default_factory=list)
+    health: Health = field(default_factory=Health)
     samples: list[Sample] = field(default_factory=list)
     difference: float = 0.0
     """Largest difference of a probability from the photo's answer when it was alone."""
@@ -148,7 +148,8 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
     quarter, last = run.samples[len(run.samples) // 4], run.samples[-1]
     return {
         **run.ledger.summary(seconds),
-        **milliseconds("health", [took for _, took in run.health]),
+        "health_failures": run.health.failures,
+        **milliseconds("health", run.health.seconds),
         "after_a_quarter": asdict(quarter),
         "at_the_end": asdict(last),
         "rss_mb_peak": max(sample.rss_mb for sample in run.samples),
@@ -158,7 +159,7 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
-def picture(samples: Sequence[Sample], health: Sequence[Reply], path: Path) -> None:
+def picture(samples: Sequence[Sample], health: Health, path: Path) -> None:
     """Four curves over time."""
     minutes = [sample.at_seconds / 60 for sample in samples]
     curves = (
@@ -171,7 +172,7 @@ def picture(samples: Sequence[Sample], health: Sequence[Reply], path: Path) -> N
         axis.plot(minutes, values)
         axis.set_ylabel(name)
         axis.set_ylim(0)
-    at, took = np.array(health).T
+    at, took = np.array(health.replies).T
     axes[3].plot(at / 60, took * 1000, linewidth=0.5)
     axes[3].set_ylabel("GET /health, ms")
     axes[3].set_xlabel("minutes")

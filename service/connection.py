@@ -198,10 +198,10 @@ class Connection(HttpToolsProtocol):
         """Send no more, take what is still under way for a moment, then close."""
         if self.transport.is_closing() or self._leaving:
             return
-        self._leaving = True
         self.transport.write_eof()
         self.flow.resume_reading()
         self._wait(LINGER_SECONDS, self._close)
+        self._leaving = True
 
     # --- asyncio's events -------------------------------------------------------------------
 
@@ -241,6 +241,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there: the app begins to work, or it waits for earlier requests."""
         self._in_head = False
+        if self._leaving:  # what came in the same piece as the bytes that ended it
+            return
         # The app minds how long a body takes; what is not read by then is discarded below.
         self._waiting_since, self._deadline = self.loop.time(), None
         if self._shedder is not None and not self._busy:
@@ -258,6 +260,8 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
+        if self._leaving:
+            return
         self._bytes_beside_body -= len(body)
         self._body_bytes += len(body)
         if self.cycle.response_complete and self._body_bytes > self._limits.max_body_bytes:
@@ -267,6 +271,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is there as a whole."""
         self._message_complete = True
+        if self._leaving:
+            return
         self._waiting_since = None
         super().on_message_complete()
         if self.cycle.response_complete:
@@ -304,7 +310,9 @@ class Connection(HttpToolsProtocol):
         return not (self.cycle.response_started or self.pipeline)
 
     def _wait(self, seconds: float, on_late: Callable[[], None]) -> None:
-        """Wait for the client, until `on_late` is called."""
+        """Wait for the client, until `on_late` is called; once it leaves, nothing moves its end."""
+        if self._leaving:
+            return
         self._waiting_since = self.loop.time()
         self._deadline = self._waiting_since + seconds
         self._seen_late = False

@@ -8,6 +8,7 @@ and what could cost more than an honest file is refused before Pillow or OpenCV 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ MAX_TIFF_STRIPS = 70_000
 MAX_GIF_COMMENT_BYTES = 256 * 1024
 # A progressive JPEG is decoded once for each scan; encoders make about ten.
 MAX_JPEG_SCANS = 100
+# A camera writes one; what is larger than a segment takes some more.
+MAX_EXIF_SEGMENTS = 32
 # Run-length encoded BMPs are decoded in Python.
 MAX_BMP_RLE_BYTES = 1024 * 1024
 # By how much the entries of a directory may share the bytes they name.
@@ -43,6 +46,9 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 0x21, 0x2C, 0x3B
 _GIF_COMMENT, _GIF_APPLICATION = 0xFE, 0xFF
 _JPEG_SCAN, _JPEG_APP1, _JPEG_APP2 = 0xDA, 0xE1, 0xE2
+_JPEG_END = 0xD9
+# In a scan's data, FF is followed by 00 or, between its parts, by D0 to D7.
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))  # without a length
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"
 _BMP_RLE = (1, 2)
@@ -186,15 +192,37 @@ class _GifBlocks:
 
 def _check_jpeg(data: bytes) -> None:
     """Walk the segments before the first scan as Pillow does. Raises ValueError."""
-    exif = b""
+    exif = []
     for marker, segment in _jpeg_segments(data):
         if marker == _JPEG_APP1 and segment.startswith(_EXIF):
-            exif += segment[len(_EXIF) :]
+            exif.append(segment[len(_EXIF) :])
+            # Pillow joins them one by one: many small ones would keep it busy for minutes.
+            if len(exif) > MAX_EXIF_SEGMENTS:
+                raise ValueError("too many Exif segments")
         if marker == _JPEG_APP2 and segment.startswith(_MPF):
             check_directory(segment[len(_MPF) :])
-    check_directory(exif)
-    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise ValueError("too many JPEG scans")
+    check_directory(b"".join(exif))
+    _check_jpeg_scans(data)
+
+
+def _check_jpeg_scans(data: bytes) -> None:
+    """Count scans up to the end of the image as libjpeg does. Raises ValueError for too many.
+
+    What follows the image is no part of it: some cameras append a video.
+    """
+    scans, position = 0, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = _JPEG_MARKER.search(data, position)
+        if found is None or found[1][0] == _JPEG_END:
+            return
+        position = found.end()
+        if found[1][0] == _JPEG_SCAN:
+            scans += 1
+            if scans > MAX_JPEG_SCANS:
+                raise ValueError("too many JPEG scans")
+        if found[1][0] not in _JPEG_BARE and position + 2 <= len(data):
+            position += struct.unpack_from(">H", data, position)[0]
+    raise ValueError("too many JPEG segments")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -87,7 +87,7 @@ class DecodedImage:
     transparency laid over white. ``format`` is "JPEG", "PNG", "WEBP", "GIF", "BMP" or "TIFF".
     ``frames`` counts the frames or pages of the file (at most 10,000 of a GIF or TIFF); ``pixels``
     is the first. ``reduction`` is 2, 4 or 8 where the pixels are a half, a quarter or an eighth of
-    the file's in each direction.
+    the file's in each direction; ``full_size`` is then (height, width) of the upright photo.
     """
 
     pixels: NDArray[np.uint8]

@@ -57,6 +57,8 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             self._checking.cancel()
+            if self._connection_config.shedder is not None:
+                self._connection_config.shedder.log_refusals()
 
     async def _check_connections(self) -> None:
         loop = asyncio.get_running_loop()
@@ -67,6 +69,8 @@ class Server(uvicorn.Server):
                 connection.check(now)
             # Here and not when asked: each piece of each body asks.
             self._unsent_bytes = sum(connection.unsent_bytes for connection in connections)
+            if self._connection_config.shedder is not None:
+                self._connection_config.shedder.log_refusals(now)
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         """Close the listening sockets without resetting those who have connected already.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from service.errors import OverloadedError
 from service.lifecycle import Lifecycle
@@ -27,7 +26,7 @@ class Shedder:
         self._metrics = metrics
         self._error = OverloadedError("As many images are in flight as the service takes.")
         self._unlogged = 0
-        self._logged_at = 0.0
+        self._logged_at = -LOG_EVERY_SECONDS
 
     def refusal(self, method: bytes, url: bytes) -> OverloadedError | None:
         """The problem to answer this request with at once, and it is counted; None: go on."""
@@ -38,12 +37,12 @@ class Shedder:
             return None
         self._metrics.requests.labels("POST", path, str(self._error.status)).inc()
         self._metrics.problems.labels(self._error.slug).inc()
-        self._note()
+        self._unlogged += 1
         return self._error
 
-    def _note(self) -> None:
-        self._unlogged += 1
-        now = time.monotonic()
-        if now - self._logged_at >= LOG_EVERY_SECONDS:
-            logger.warning("photos turned away", extra={"count": self._unlogged})
-            self._unlogged, self._logged_at = 0, now
+    def log_refusals(self, now: float | None = None) -> None:
+        """Log those not logged yet, at most once in LOG_EVERY_SECONDS; without `now`, at once."""
+        if not self._unlogged or (now is not None and now - self._logged_at < LOG_EVERY_SECONDS):
+            return
+        logger.warning("photos turned away", extra={"count": self._unlogged})
+        self._unlogged, self._logged_at = 0, now or self._logged_at

@@ -71,8 +71,8 @@ def turn_grid(grid: Float32, origin: Float32) -> Float32:
     """Move a map [G,G] over the crop as `origin` [S,S,2] (of `turning.sources`) moves pixels."""
     cells = grid.shape[0]
     step = origin.shape[0] / cells
-    at = ((np.arange(cells) + 0.5) * step).astype(int)
-    x, y = np.moveaxis((origin[np.ix_(at, at)] + 0.5) / step - 0.5, -1, 0)
+    middles = cv2.resize(origin, (cells, cells), interpolation=cv2.INTER_AREA)
+    x, y = np.moveaxis((middles + 0.5) / step - 0.5, -1, 0).astype(np.float32)
     moved = cv2.remap(grid, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.float32)
 

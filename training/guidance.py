@@ -40,7 +40,7 @@ class GuidanceMaps:
 
     @property
     def attentive_share(self) -> NDArray[np.float64]:
-        """[G,G] share of images whose bit is 1; at most about a half by construction."""
+        """[G,G] share of images whose bit is 1; of the smallest of two clusters, at most a half."""
         return np.asarray(self.maps.mean(0), np.float64)
 
 

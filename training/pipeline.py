@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -41,11 +40,12 @@ from training.recovery import recover, settle
 from training.runs import load_run
 from training.tracking import write_run_file
 from training.trainer import CHECKPOINT, Trainer, TrainingError
+from training.turning import MAX_TURN_DEGREES
 
 # Images a step where nothing is learned.
 BATCH = 64
-# Of crops that a network taken back from its file is settled on.
-SETTLING_BATCHES = 32
+# Crops that a network taken back from its file is settled on.
+SETTLING_IMAGES = 2048
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,11 @@ def require_sound(config: TrainingConfig) -> None:
         raise TrainingError(f"alpha is {config.alpha:g}; expected 0 (no guidance) to 1")
     if config.fusion == "none" and config.alpha:
         raise TrainingError("fusion none has no attention that could be guided; set alpha to 0")
+    if not 0 <= config.augmentation.turn_degrees <= MAX_TURN_DEGREES:
+        raise TrainingError(
+            f"turn_degrees is {config.augmentation.turn_degrees:g}; "
+            f"expected 0 to {MAX_TURN_DEGREES:g}"
+        )
     if config.clusters < 2:
         raise TrainingError(f"clusters is {config.clusters}; two or more are needed")
 
@@ -238,7 +243,14 @@ def _start_from(path: Path, network: Lan, train: PreparedSplit, config: Training
     network.load_state_dict(state, strict=False)
     if path.is_file():
         crops = CropDataset(train.split, train.faces, network.backbone.input_size)
-        settle(network, itertools.islice(_images(crops), SETTLING_BATCHES))
+        settle(network, _spread(crops, SETTLING_IMAGES))
+
+
+def _spread(crops: CropDataset, most: int) -> Iterator[Tensor]:
+    """Batches of up to `most` crops from the whole data set, which may be sorted by class."""
+    chosen = np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)
+    for part in np.array_split(chosen, -(-len(chosen) // BATCH)):
+        yield normalise(torch.stack([crops[int(index)][0] for index in part]))
 
 
 def _teacher(path: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:

@@ -38,7 +38,8 @@ def recover(path: Path) -> RecoveredModel:
 
     The file has each BatchNorm folded into its convolution. Here the convolution keeps the folded
     weights and its BatchNorm adds the bias alone; `settle` before training.
-    Raises CheckpointError where the file is missing, has no contract or holds another graph.
+    Raises CheckpointError where the file is missing, has no contract or holds another graph, and
+    for a backbone with BatchNorms that no convolution goes before (IResNet).
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (ONNX, written by export)")
@@ -51,9 +52,14 @@ def recover(path: Path) -> RecoveredModel:
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     backbone = load_backbone(contract.backbone, None)
     network = Lan(backbone, len(contract.labels), fusion=contract.fusion).eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if len(norms) > len(list(_folded(network))):
+        raise CheckpointError(
+            f"{path}: {contract.backbone} cannot be taken back from its file; name its run"
+        )
     try:
         _fill(network, model.graph)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: another network than its contract says") from error
     difference = largest_difference(LanForExport(network), path, contract.input_size)
     if not difference <= TOLERANCE:
@@ -88,8 +94,8 @@ def settle(network: Lan, images: Iterable[Tensor]) -> None:
     for handle in handles:
         handle.remove()
     for (conv, bn), total, count in zip(pairs, sums, counts, strict=True):
-        mean, square = (total / count).float()
-        variance = (square - mean.square()).clamp(min=0)
+        average, square = total / count
+        mean, variance = average.float(), (square - average.square()).clamp(min=0).float()
         filters = conv.weight.flatten(1)
         # Root mean square of 1 / sqrt(fan-in), as a fresh filter has.
         size = filters.norm(dim=1).clamp(min=1e-12)

@@ -96,15 +96,24 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 @contextlib.contextmanager
 def climbed(network: nn.Module, distance: float) -> Iterator[None]:
-    """Within, the weights lie `distance` (Euclidean, over all) up their gradients."""
+    """Within, the weights lie `distance` (Euclidean, over all) up their gradients.
+
+    What is seen there does not enter the running statistics of BatchNorm.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     learnt = [(p, p.grad, p.detach().clone()) for p in network.parameters() if p.grad is not None]
     step = distance / (torch.nn.utils.get_total_norm([g for _, g, _ in learnt]) + 1e-12)
     with torch.no_grad():
         for weight, gradient, _ in learnt:
             weight.add_(gradient * step)
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         with torch.no_grad():
             for weight, _, before in learnt:
                 weight.copy_(before)

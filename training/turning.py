@@ -18,6 +18,8 @@ Float64 = NDArray[np.float64]
 CENTRE = np.array((56.0, 72.0))
 HALF_WIDTH, HALF_HEIGHT, DEPTH = 50.0, 66.0, 46.0
 NOSE_HEIGHT, NOSE_WIDTH = 9.0, 10.0
+# Further, the nose of this face would fold over its cheek.
+MAX_TURN_DEGREES = 33.0
 # The map is smooth: it is solved at every fourth pixel, in so many of Newton's steps.
 STRIDE, STEPS = 4, 6
 
@@ -27,7 +29,7 @@ class Turn:
     """A rotation of the head."""
 
     angle: float
-    """Radians; a quarter turn would show the profile."""
+    """Radians, at most MAX_TURN_DEGREES either way."""
     direction: float
     """Radians, of the way that the nose goes in the image: 0 to the right, pi/2 down."""
 

@@ -6,7 +6,7 @@ Which canvases, and in which order, is in service.faces.looks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +46,8 @@ NMS_IOU = 0.4
 # A box that lies so far inside a much larger one is a piece of the same face.
 PIECE = 0.6
 NOTHING = Found()
+# Candidates of one canvas, best scores first: a threshold of 0 would take every anchor for a face.
+MAX_CANDIDATES = 1000
 # Pixels over which a face's landmarks must spread; less is no face and cannot be aligned.
 LEAST_SPREAD = 1e-3
 
@@ -62,6 +64,12 @@ class Face:
     """0..1."""
     seen_side: float = math.inf
     """Longer side of the box in pixels of the canvas it was seen on: how fine the landmarks are."""
+
+    def within(self, size: tuple[int, int]) -> Face:
+        """The same face, its box cut at an image of `size` (height, width)."""
+        height, width = size
+        limits = np.array((width, height, width, height), np.float32)
+        return replace(self, box=np.clip(self.box, 0, limits))
 
     def scaled(self, factor: float) -> Face:
         """The same face where a pixel of its image is `factor` pixels."""
@@ -184,6 +192,9 @@ class _Candidates:
 def _candidates(raw: RawDetections, canvas: tuple[int, int], lowest: float) -> _Candidates:
     # Decoding the few candidates alone: a canvas has up to 16,800 anchors.
     kept = np.flatnonzero(raw.scores >= lowest)
+    if len(kept) > MAX_CANDIDATES:
+        best = np.argpartition(raw.scores[kept], -MAX_CANDIDATES)[-MAX_CANDIDATES:]
+        kept = np.sort(kept[best])
     cells = anchors(canvas)[kept]
     centre, side = cells[:, :2], cells[:, 2:]
     offsets = raw.offsets[kept]
@@ -206,26 +217,33 @@ def suppress(faces: Sequence[Face]) -> list[Face]:
 
 def merge(earlier: Found, looks: Sequence[Found]) -> Found:
     """What one round of looks and the rounds before it have found, in image pixels."""
-    seen = (face for found in looks for face in found.faces)
-    faces = [*earlier.faces, *(face for face in seen if not _is_piece(face, earlier.faces))]
+    seen = [face for found in looks for face in found.faces]
+    faces = [*earlier.faces, *_without_pieces(seen, earlier.faces)]
     if earlier.faces or len(looks) > 1:
         faces = suppress(faces)
     doubts = earlier.doubts
     if not all(found.doubts is None for found in looks):
         doubts = tuple(doubt for found in looks for doubt in found.doubts or ())
-    return Found(tuple(sorted(faces, key=_area, reverse=True)), doubts)
+    return Found(tuple(largest_first(faces)), doubts)
 
 
-def _is_piece(face: Face, known: Sequence[Face]) -> bool:
-    """Whether it is a part of a larger face: finer looks see an eye or half a face in one."""
-    if not known:
-        return False
-    boxes = np.stack([other.box for other in known])
-    sides = np.minimum(boxes[:, 2:], face.box[2:]) - np.maximum(boxes[:, :2], face.box[:2])
-    shared = sides.clip(0).prod(1)
-    inside = shared > PIECE * _area(face)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return bool((inside & (shared <= NMS_IOU * (areas + _area(face) - shared))).any())
+def largest_first(faces: Iterable[Face]) -> list[Face]:
+    """By the area of their boxes."""
+    return sorted(faces, key=_area, reverse=True)
+
+
+def _without_pieces(faces: Sequence[Face], known: Sequence[Face]) -> list[Face]:
+    """`faces` but for parts of larger ones: finer looks see an eye or half a face in one."""
+    if not faces or not known:
+        return list(faces)
+    boxes, large = (np.stack([face.box for face in some]) for some in (faces, known))
+    low = np.maximum(boxes[:, None, :2], large[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], large[None, :, 2:])
+    shared = (high - low).clip(0).prod(2)
+    own, others = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, large))
+    inside = shared > PIECE * own[:, None]
+    piece = inside & (shared <= NMS_IOU * (others + own[:, None] - shared))
+    return [face for face, part in zip(faces, piece.any(1), strict=True) if not part]
 
 
 def refined(face: Face, closer: Found) -> Face:
@@ -351,7 +369,7 @@ class FaceDetector:
             look = closer_look(face, height, width)
             closer = None if look is None else self.find([self.place(image, look, min_score)])[0]
             faces.append(face if closer is None else refined(face, closer))
-        return faces
+        return largest_first(faces)
 
     def _require_sound_outputs(self, source: str) -> None:
         """One run on the smallest canvas: shapes as promised, every number finite."""

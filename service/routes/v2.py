@@ -55,6 +55,7 @@ metadata_router = APIRouter(tags=["open inference protocol"])
 
 SERVER: Final = "lan-fer"
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
+MAX_LENGTH_DIGITS: Final = 18
 PLATFORM: Final = "onnxruntime"
 
 Result = TypeVar("Result")
@@ -283,8 +284,8 @@ def _require_model(name: str, service: ServiceState) -> None:
 
 def _parse(request: Request, body: bytes, service: ServiceState) -> tuple[Asked, tuple[bytes, ...]]:
     length = request.headers.get(JSON_LENGTH)
-    if length is not None and not length.isdecimal():
-        raise MalformedRequestError(f"{JSON_LENGTH} is not a number.")
+    if length is not None and not (length.isdecimal() and len(length) <= MAX_LENGTH_DIGITS):
+        raise MalformedRequestError(f"{JSON_LENGTH} is no number of bytes.")
     asked = parse_request(
         body,
         None if length is None else int(length),

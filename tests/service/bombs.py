@@ -99,6 +99,10 @@ def jpeg_exif() -> bytes:
     return jpeg(*(segment(0xE1, b"Exif\0\0" + piece) for piece in pieces))
 
 
+def jpeg_exif_in_pieces() -> bytes:
+    return jpeg(*[segment(0xE1, b"Exif\0\0" + bytes(3300))] * 9000)
+
+
 def jpeg_previews() -> bytes:
     return jpeg(segment(0xE2, b"MPF\0" + overlapping_directory(65_000)))
 
@@ -119,6 +123,14 @@ def jpeg_scans() -> bytes:
     data = encoded(rgb(1024, 1024), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")
     return data[:start] + data[start:-2] * 2000 + data[-2:]
+
+
+def jpeg_scans_behind_a_comment() -> bytes:
+    """The comment holds what looks like the image's end."""
+    data = encoded(rgb(1024, 1024), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    comment = segment(0xFE, b"\xff\xd9")
+    return data[:start] + comment + data[start:-2] * 2000 + data[-2:]
 
 
 def png_exif() -> bytes:
@@ -174,11 +186,13 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     tiff_entries,
     tiff_strips,
     jpeg_exif,
+    jpeg_exif_in_pieces,
     jpeg_previews,
     jpeg_comments,
     jpeg_padding,
     jpeg_junk,
     jpeg_scans,
+    jpeg_scans_behind_a_comment,
     png_chunks,
     png_text,
     gif_comment,

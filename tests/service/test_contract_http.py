@@ -33,7 +33,7 @@ CONFIG = SchemathesisConfig.from_dict(
 )
 
 PHOTOS = st.sampled_from(corpus())
-for media_type in ("image/jpeg", "image/png", "image/webp"):
+for media_type in (f"image/{kind}" for kind in ("jpeg", "png", "webp", "gif", "bmp", "tiff")):
     schemathesis.openapi.media_type(media_type, PHOTOS)
 
 

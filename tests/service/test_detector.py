@@ -13,15 +13,20 @@ import skimage.data
 
 from service.errors import ModelContractError
 from service.faces.detector import (
+    MAX_CANDIDATES,
     Face,
     FaceDetector,
+    RawDetections,
     UInt8,
     anchors,
+    decode,
+    merge,
     place,
 )
 from service.faces.looks import (
     CANVAS_SIZES,
     MAX_ENLARGEMENT,
+    Found,
     Look,
     fitting_canvas,
     plan_rounds,
@@ -61,6 +66,31 @@ def assert_face_at(face: Face, nose: tuple[float, float], eye_distance: float) -
     assert left_eye[0] < right_eye[0]
     assert mouth_left[0] < mouth_right[0]
     assert left_eye[1] < mouth_left[1]
+
+
+def test_a_threshold_of_zero_does_not_take_every_anchor_for_a_face() -> None:
+    canvas, rng = (320, 320), np.random.default_rng(0)
+    count = len(anchors(canvas))
+    raw = RawDetections(
+        np.zeros((count, 4), np.float32),
+        rng.random(count, dtype=np.float32),
+        np.zeros((count, 10), np.float32),
+    )
+    look = next(k for turn in plan_rounds(240, 320) for k in turn.looks if k.canvas == canvas)
+    found = decode(raw, look, min_score=0.0)
+    assert 0 < len(found.faces) <= MAX_CANDIDATES
+    # The best ones are kept.
+    assert max(face.score for face in found.faces) == raw.scores.max()
+
+
+def test_parts_of_a_known_face_are_left_out() -> None:
+    def boxed(*box: float) -> Face:
+        return Face(np.array(box, np.float32), np.zeros((5, 2), np.float32), 0.9)
+
+    known = boxed(0, 0, 100, 100)
+    eye, beside = boxed(20, 20, 50, 50), boxed(200, 0, 230, 30)
+    faces = merge(Found((known,)), [Found((eye, beside))]).faces
+    assert [face.box[0] for face in faces] == [0, 200]
 
 
 @pytest.mark.parametrize("face_pixels", [24, 48, 130, 600, 2000])

@@ -174,6 +174,9 @@ def test_openapi_lists_every_status_of_predict(client: httpx.Client) -> None:
         "image/jpeg",
         "image/png",
         "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/tiff",
     }
 
 

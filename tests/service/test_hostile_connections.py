@@ -3,7 +3,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -97,6 +97,27 @@ def test_body_that_dribbles_is_408(serve: Serve, limit: str) -> None:
     assert reply.startswith("HTTP/1.1 408 ")
     assert "problem-type:lan-fer:slow-request" in reply
     assert server.state.bodies.held == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"Connection: close\r\nX: y\r\n"],
+)
+def test_a_refused_client_that_stays_is_closed_all_the_same(
+    serve_held: Callable[..., RunningServer], held: HeldDetector, more: bytes
+) -> None:
+    """Also where its whole request came in one piece, with another one behind it."""
+    server = serve_held(max_in_flight_images=1)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    before = open_connections(server)
+    head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 1\r\n" + more
+    with connected(server) as connection:
+        connection.sendall(head + b"\r\nx" + LIVE)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+        wait_until(lambda: open_connections(server) == before)
+    held.gate.set()
+    assert first().status_code == 200
 
 
 def test_client_that_does_not_read_its_reply_is_cut_off(serve: Serve) -> None:

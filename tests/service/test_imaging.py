@@ -319,6 +319,15 @@ def test_a_reduced_jpeg_is_the_same_picture(orientation: int, enough: int) -> No
     assert np.abs(shared - small[2 : height - 2, 2 : width - 2]).mean() < 8
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_video_behind_the_photo_is_no_part_of_it(progressive: bool) -> None:
+    """Phones append one; its bytes look like all that a JPEG can hold."""
+    photo = encoded(rgb(64, 48), "JPEG", progressive=progressive)
+    video = np.random.default_rng(0).bytes(9_000_000)
+    whole = decode_image(photo + video, LIMITS)
+    assert np.array_equal(whole.pixels, decode_image(photo, LIMITS).pixels)
+
+
 def test_other_formats_are_never_reduced() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (400, 300)).save(buffer, "PNG")

@@ -5,6 +5,7 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -162,6 +163,17 @@ def test_faces_come_largest_first_and_can_be_cut(client: httpx.Client, scene: UI
     assert [face["box"] for face in one["faces"]] == [both["faces"][0]["box"]]
     assert one["faces_found"] == 2
     assert "max_faces" in one["notes"][0]
+
+
+def test_boxes_of_a_photo_decoded_smaller_stay_inside(
+    client: httpx.Client, portrait: UInt8
+) -> None:
+    """Its sides are no multiples of the reduction, and the face reaches its right border."""
+    height, width = portrait.shape[:2]
+    half = portrait[:, : width // 2]
+    large = cv2.resize(half, (4011, round(4011 * height / half.shape[1])))
+    for face in predict(client, jpeg(np.asarray(large, np.uint8)))["faces"]:
+        assert 0 <= face["box"]["x1"] < face["box"]["x2"] <= 4011
 
 
 def test_min_score_is_honoured(client: httpx.Client, portrait_jpeg: bytes) -> None:

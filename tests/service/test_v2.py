@@ -159,9 +159,14 @@ def binary_tensor(size: int) -> dict[str, object]:
         ({"json": {}}, 400, "inputs"),
         ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "9"}}, 400, "more than"),
         (
+            {"content": b"{}", "headers": {"Inference-Header-Content-Length": "1" * 5000}},
+            400,
+            "no number",
+        ),
+        (
             {"content": b"{}", "headers": {"Inference-Header-Content-Length": "x"}},
             400,
-            "not a number",
+            "no number",
         ),
         ({"json": {"inputs": []}}, 422, "one input"),
         ({"json": {"inputs": [tensor(name="photo")]}}, 422, "one input"),

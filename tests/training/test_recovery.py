@@ -85,6 +85,12 @@ def test_settled_filters_have_the_size_of_fresh_ones(tmp_path: Path, images: Ten
             assert torch.allclose(sizes, torch.ones_like(sizes), atol=1e-4)
 
 
+def test_a_backbone_that_cannot_be_taken_back_is_named(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, TrainingConfig(backbone="iresnet18"))
+    with pytest.raises(CheckpointError, match="iresnet18 cannot be taken back"):
+        recover(path)
+
+
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         recover(tmp_path / "none.onnx")

@@ -174,6 +174,19 @@ def test_the_gradient_is_taken_up_the_slope_and_the_weights_come_back() -> None:
     assert torch.equal(network.weight, torch.ones(1, 2))
 
 
+def test_what_is_seen_up_the_slope_leaves_running_statistics_alone() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
+    network(torch.randn(8, 2)).sum().backward()
+    norm = network[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    before, momentum = norm.running_mean.clone(), norm.momentum
+    with climbed(network, 0.5):
+        network(torch.randn(8, 2) + 5)
+    assert torch.equal(norm.running_mean, before)
+    assert norm.momentum == momentum
+
+
 def test_sharpness_is_part_of_a_step(crops: CropDataset, tmp_path: Path) -> None:
     """With the same seed, another gradient: at 0 it would be the plain one."""
     weights = []
