@@ -61,6 +61,11 @@ class ModelContract(BaseModel):
         return self
 
 
+def int8_description(sha256: str) -> str:
+    """What an int8 file says of itself: the SHA-256 (hex) of the float32 file it was made from."""
+    return f"int8 of sha256:{sha256}"
+
+
 def parse_contract(metadata: dict[str, str], source: str) -> ModelContract:
     """The contract in an ONNX file's metadata.
 

@@ -50,8 +50,10 @@ class ExpressionModel:
 
     def __init__(self, model: LoadedModel, source: str) -> None:
         """Raises ModelContractError where the contract is missing, wrong, or not kept."""
-        metadata = model.session.get_modelmeta().custom_metadata_map
-        self.contract: ModelContract = parse_contract(metadata, source)
+        meta = model.session.get_modelmeta()
+        self.contract: ModelContract = parse_contract(meta.custom_metadata_map, source)
+        self.description: str = meta.description
+        self.source = source
         self.sha256 = model.sha256
         self.providers = model.providers
         self._session = model.session

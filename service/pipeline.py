@@ -27,6 +27,7 @@ from service.faces.detector import NOTHING, Face, FaceDetector, Placement, merge
 from service.faces.looks import FINE_SIDES, Found, Look, Round, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
+from service.precision import load_expression
 from service.settings import Settings, available_cpus
 from service.watch import StageWatch
 
@@ -65,7 +66,7 @@ def load_networks(settings: Settings) -> Networks:
     session = settings.session_settings
     return Networks(
         FaceDetector.load(settings.detector_path, session),
-        ExpressionModel.load(settings.model_path, session),
+        load_expression(settings.model_path, settings.precision, session),
     )
 
 

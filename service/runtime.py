@@ -16,6 +16,7 @@ import onnxruntime as ort
 from service.errors import ModelFileError, ProviderUnavailableError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Precision = Literal["auto", "float32", "int8"]
 
 PROVIDER_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -57,10 +58,7 @@ def load_model(path: Path, settings: SessionSettings) -> LoadedModel:
     Raises ModelFileError where the file is missing or no ONNX model, ProviderUnavailableError
     where the provider asked for is not in use.
     """
-    try:
-        model_bytes = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot read the model file ({error.strerror})") from error
+    model_bytes = read_model(path)
     providers = _providers(settings.provider)
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.intra_op_threads
@@ -75,6 +73,19 @@ def load_model(path: Path, settings: SessionSettings) -> LoadedModel:
         raise ModelFileError(f"{path}: not a usable ONNX model ({reason})") from error
     _require_in_use(settings.provider, session)
     return LoadedModel(session, hashlib.sha256(model_bytes).hexdigest())
+
+
+def read_model(path: Path) -> bytes:
+    """The bytes of a model file. Raises ModelFileError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot read the model file ({error.strerror})") from error
+
+
+def runs_on_cpu(provider: Provider) -> bool:
+    """Whether the CPU is what networks would run on first. Raises ProviderUnavailableError."""
+    return _providers(provider) == [PROVIDER_NAMES["cpu"]]
 
 
 def _providers(provider: Provider) -> list[str | tuple[str, dict[str, Any]]]:

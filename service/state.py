@@ -77,6 +77,14 @@ class ServiceState:
         pipeline.start()
         self._pipeline = pipeline
         contract = networks.classifier.contract
+        logger.info(
+            "networks loaded",
+            extra={
+                "model": contract.name,
+                "file": networks.classifier.source,
+                "provider": networks.provider,
+            },
+        )
         self.metrics.model.info(
             {
                 "name": contract.name,

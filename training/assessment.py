@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,4 +88,22 @@ def report(model: ExpressionModel, evaluation: Evaluation, angles: NDArray[np.fl
         f"expected calibration error {100 * error:.2f}% "
         f"at temperature {model.contract.temperature:.3f}"
     )
+    return "\n".join(lines)
+
+
+def comparison(
+    labels: Sequence[str], before: Evaluation, after: Evaluation, angles: NDArray[np.float64]
+) -> str:
+    """Two networks on the same images as text: slices, recall of each class, the largest drop."""
+    figures = [
+        (s.name, s.accuracy, t.accuracy)
+        for s, t in zip(slices(before, angles), slices(after, angles), strict=True)
+    ]
+    recalls = zip(labels, before.recalls(), after.recalls(), strict=True)
+    figures += [(f"recall of {name}", a, b) for name, a, b in recalls if np.isfinite(a)]
+    lines = [f"{name}: {100 * a:.2f}% -> {100 * b:.2f}%" for name, a, b in figures]
+    name, a, b = max(figures, key=lambda figure: figure[1] - figure[2])
+    same = (before.predicted == after.predicted).mean()
+    lines.append(f"largest drop: {100 * (a - b):.2f} points ({name})")
+    lines.append(f"the same answer for {100 * same:.2f}% of {len(after.classes)} images")
     return "\n".join(lines)

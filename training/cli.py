@@ -29,7 +29,13 @@ from training.lan import FUSIONS
 from training.paper.commands import add_commands
 from training.pipeline import RunPaths, train_lan
 from training.preparation import PreparationError
-from training.release import evaluate_file, release
+from training.release import (
+    CALIBRATION_IMAGES,
+    MOST_LOSS,
+    evaluate_file,
+    release,
+    release_int8,
+)
 from training.runs import load_run
 from training.throughput import measure_throughput
 from training.tracking import compare_runs
@@ -113,10 +119,41 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="runs side by side: choices and results")
     compare.set_defaults(run_command=lambda options: print(compare_runs(options.runs)))
     compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    _add_quantise(commands)
     _add_detector(commands)
     _add_throughput(commands)
     add_commands(commands, _add_data, _paths)
     return parser
+
+
+def _add_quantise(commands: Any) -> None:  # noqa: ANN401
+    text = "an ONNX file -> its int8 variant, for CPUs with VNNI"
+    parser = commands.add_parser("quantise", help=text)
+    parser.set_defaults(run_command=_quantise)
+    _add_data(parser)
+    parser.add_argument("--model", type=Path, required=True, help="ONNX file with contract")
+    parser.add_argument(
+        "--measured-by",
+        type=Path,
+        metavar="TWIN",
+        help="for a model of a --final run: the ONNX file of its like without validation images",
+    )
+    parser.add_argument(
+        "--images",
+        type=_count,
+        default=CALIBRATION_IMAGES,
+        help="of the training split, to take the scales from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--most-loss",
+        type=float,
+        default=MOST_LOSS,
+        metavar="POINTS",
+        help="of accuracy, in per cent; nothing is written beyond (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="ONNX file to write, X.int8.onnx for X.onnx"
+    )
 
 
 def _add_detector(commands: Any) -> None:  # noqa: ANN401
@@ -202,6 +239,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
 def _train(options: argparse.Namespace) -> None:
     paths = _paths(options, run=options.run)
     paths = dataclasses.replace(
@@ -229,6 +273,18 @@ def _evaluate(options: argparse.Namespace) -> None:
             options.model, paths, part=options.split, listed=options.list, mirrored=options.mirrored
         )
     )
+
+
+def _quantise(options: argparse.Namespace) -> None:
+    told = release_int8(
+        options.model,
+        _paths(options, run=Path()),
+        options.output,
+        twin=options.measured_by,
+        images=options.images,
+        most_loss=options.most_loss,
+    )
+    print(told)
 
 
 def _detector(options: argparse.Namespace) -> None:

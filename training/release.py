@@ -1,7 +1,8 @@
-"""A run's best checkpoint -> measured, calibrated and exported model."""
+"""A run's best checkpoint -> measured, calibrated and exported model, also in 8-bit integers."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 from service.contract import ModelContract
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
-from training.assessment import assess, head_angles, report
+from training.assessment import assess, comparison, head_angles, report
 from training.balance import balanced
 from training.calibration import fit_temperature
 from training.card import Assessment, Recipe, write_card
 from training.crops import CropDataset
 from training.datasets.lists import select
 from training.datasets.records import DatasetError, Part, Split
-from training.datasets.registry import Choice, find_dataset
+from training.datasets.registry import FINAL, Choice, find_dataset
 from training.evaluation import Evaluation
 from training.export import (
     ExportError,
@@ -27,8 +28,23 @@ from training.export import (
     make_contract,
     write_contract,
 )
-from training.pipeline import RunPaths, prepare_split
+from training.pipeline import RunPaths, load_splits, prepare_split
+from training.quantisation import quantise
 from training.runs import TrainedRun
+
+CPU = SessionSettings("cpu")
+# Of release_int8: images that the scales come from, and percentage points of accuracy.
+CALIBRATION_IMAGES, MOST_LOSS = 256, 0.3
+# What the contracts of a model and of its twin need not have in common.
+TWINS_DIFFER_IN = {
+    "name",
+    "bias",
+    "protocol",
+    "temperature",
+    "validation_accuracy",
+    "run_id",
+    "licence",
+}
 
 
 def validation_crops(paths: RunPaths, size: int) -> tuple[CropDataset, NDArray[np.float64]]:
@@ -76,7 +92,9 @@ def release(
     """
     _require_twin(run, twin)
     if balance:
-        targets = load_part(paths, "train", majority_only=run.config.majority_only).targets
+        if run.config.balanced:
+            raise ExportError("the run drew each class equally often: --balance would do it twice")
+        targets = load_splits(run.config, paths, final=run.is_final)[0].targets
         run = replace(run, network=balanced(run.network, targets, balance))
         twin = twin and replace(twin, network=balanced(twin.network, targets, balance))
     contract = make_contract(run.network, run.config, run.provenance, facts)
@@ -89,16 +107,8 @@ def release(
     if twin is not None:
         seen = evaluation.accuracy
         evaluation = _evaluation_of(twin, contract, output, crops)
-    write_contract(
-        output,
-        contract.model_copy(
-            update={
-                "validation_accuracy": round(evaluation.accuracy, 4),
-                "temperature": round(fit_temperature(evaluation), 4),
-            }
-        ),
-    )
-    model = ExpressionModel.load(output, SessionSettings("cpu"))
+    write_contract(output, _measured(contract, evaluation))
+    model = ExpressionModel.load(output, CPU)
     recipe = Recipe(run, twin, seen, paths.dataset, balance)
     write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
     return report(model, evaluation, angles)
@@ -131,7 +141,7 @@ def _evaluation_of(
 
 
 def _evaluation(path: Path, crops: CropDataset) -> Evaluation:
-    return assess(ExpressionModel.load(path, SessionSettings("cpu")), crops)
+    return assess(ExpressionModel.load(path, CPU), crops)
 
 
 def evaluate_file(
@@ -147,7 +157,7 @@ def evaluate_file(
     `mirrored` averages over each face and its mirror image, which the service does not do.
     Raises DatasetError where the split's classes are not the model's.
     """
-    model = ExpressionModel.load(path, SessionSettings("cpu"))
+    model = ExpressionModel.load(path, CPU)
     # A list brings labels of its own: also for images whose votes have no majority.
     split, found = load_part(paths, part, majority_only=listed is None), ""
     _require_labels(model.contract.labels, split, paths)
@@ -156,3 +166,97 @@ def evaluate_file(
         split, found = selected.split, f"{listed.name}: {selected.summary()}\n"
     crops, angles = crops_of(split, paths, model.contract.input_size)
     return found + report(model, assess(model, crops, mirrored=mirrored), angles)
+
+
+def release_int8(
+    path: Path,
+    paths: RunPaths,
+    output: Path,
+    *,
+    twin: Path | None = None,
+    images: int = CALIBRATION_IMAGES,
+    most_loss: float = MOST_LOSS,
+) -> str:
+    """Quantise the ONNX file `path` to `output`, and compare both on the validation split.
+
+    Scales come from so many `images` of the training split. Accuracy and temperature in the new
+    file's contract are its own; for a model of training + validation images, which has nothing left
+    to be measured on, those of `twin`, the file of its like without the latter, quantised likewise.
+    Raises ExportError where more than `most_loss` percentage points of accuracy are lost, by either
+    file, or where a twin is missing, not needed or none; `output` is then not written.
+    """
+    if output.resolve() == path.resolve():
+        raise ExportError(f"{output}: is the float32 file itself; name another --output")
+    contract = ExpressionModel.load(path, CPU).contract
+    _require_twin_file(path, contract, twin)
+    validation = load_part(paths, "validation")
+    _require_labels(contract.labels, validation, paths)
+    crops, angles = crops_of(validation, paths, contract.input_size)
+    sample = _sample(paths, contract.input_size, images)
+    told = []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".int8-", dir=output.parent) as folder:
+        # The last one's figures are those of the contract.
+        for source in (path,) if twin is None else (path, twin):
+            written = Path(folder) / ("twin.onnx" if source == twin else "model.onnx")
+            quantise(source, sample, written)
+            before, after = _evaluation(source, crops), _evaluation(written, crops)
+            _require_little_loss(source, before, after, most_loss)
+            seen = ", on images that it has learnt from" if source != twin and twin else ""
+            told.append(f"{source}, float32 -> int8{seen}:")
+            told.append(comparison(contract.labels, before, after, angles))
+        written = Path(folder) / "model.onnx"
+        own = ExpressionModel.load(written, CPU).contract
+        write_contract(written, _measured(own, after))
+        written.replace(output)
+    return "\n".join(told)
+
+
+def _measured(contract: ModelContract, evaluation: Evaluation) -> ModelContract:
+    return contract.model_copy(
+        update={
+            "validation_accuracy": round(evaluation.accuracy, 4),
+            "temperature": round(fit_temperature(evaluation), 4),
+        }
+    )
+
+
+def _sample(paths: RunPaths, size: int, count: int) -> list[NDArray[np.uint8]]:
+    """`count` images of the training split as the service would cut them, [size,size,3] RGB."""
+    split = load_part(paths, "train")
+    chosen = np.random.default_rng(0).permutation(len(split))[:count]
+    crops, _ = crops_of(split.subset(np.isin(np.arange(len(split)), chosen)), paths, size)
+    return [crops[i][0].permute(1, 2, 0).numpy() for i in range(len(crops))]
+
+
+def _require_twin_file(path: Path, contract: ModelContract, twin: Path | None) -> None:
+    final = contract.protocol.endswith(FINAL)
+    if twin is None:
+        if final:
+            raise ExportError(
+                f"{path}: was trained on the validation images too, so it cannot be measured on "
+                "them: name the file of its like that was not, with --measured-by"
+            )
+        return
+    theirs = ExpressionModel.load(twin, CPU).contract
+    if not final or theirs.protocol.endswith(FINAL):
+        raise ExportError(
+            "--measured-by is for a model of training + validation images, and names one without"
+        )
+    unlike = set(ModelContract.model_fields) - TWINS_DIFFER_IN
+    changed = [n for n in sorted(unlike) if getattr(contract, n) != getattr(theirs, n)]
+    if theirs.protocol.rpartition("; ")[0] != contract.protocol.rpartition("; ")[0]:
+        changed.append("protocol")
+    if changed:
+        raise ExportError(f"{twin}: is no twin of {path}: another {', '.join(changed)}")
+
+
+def _require_little_loss(
+    path: Path, before: Evaluation, after: Evaluation, most_loss: float
+) -> None:
+    loss = 100 * (before.accuracy - after.accuracy)
+    if not loss <= most_loss:
+        raise ExportError(
+            f"{path}: int8 loses {loss:.2f} points of accuracy ({100 * before.accuracy:.2f}% -> "
+            f"{100 * after.accuracy:.2f}%), more than --most-loss {most_loss:g}; nothing written"
+        )

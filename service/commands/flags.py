@@ -17,6 +17,7 @@ NETWORK_SETTINGS = (
     "model_path",
     "detector_path",
     "provider",
+    "precision",
     "intra_op_threads",
     "inference_workers",
     "image_workers",

@@ -11,7 +11,7 @@ from service.schemas import ModelReply
 from service.settings import load_settings
 
 SUMMARY = "say which networks would answer"
-SETTINGS = ("model_path", "detector_path", "provider")
+SETTINGS = ("model_path", "detector_path", "provider", "precision")
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -32,15 +32,18 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print it. Raises StartupError where a network cannot be loaded."""
     settings = load_settings(**given_settings(arguments))
-    reply = model_info(load_networks(settings))
-    print(reply.model_dump_json(indent=2) if arguments.json else _as_text(reply))
+    networks = load_networks(settings)
+    reply = model_info(networks)
+    file = networks.classifier.source
+    print(reply.model_dump_json(indent=2) if arguments.json else _as_text(reply, file))
     return 0
 
 
-def _as_text(reply: ModelReply) -> str:
+def _as_text(reply: ModelReply, file: str) -> str:
     classifier, detector = reply.classifier, reply.detector
     lines = {
         "expressions": classifier.name,
+        "  file": file,
         "  labels": ", ".join(classifier.labels),
         "  version": classifier.version,
         "  licence": classifier.licence,

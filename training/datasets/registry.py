@@ -9,6 +9,9 @@ from pathlib import Path
 from training.datasets import affectnet, ferplus, folder, kdef, rafdb
 from training.datasets.records import DatasetError, Part, Split
 
+# How the protocol of a model ends that has learnt from the validation images too.
+FINAL = "training + validation"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -37,7 +40,7 @@ class DataSet:
     def protocol_of(self, choice: Choice, *, final: bool) -> str:
         """The protocol with the choices that change which images are learnt from."""
         fold = f"; fold {choice.fold} of {self.folds} is the test" if self.folds else ""
-        learnt = "training + validation" if final else "training"
+        learnt = FINAL if final else "training"
         return f"{self.protocol}{fold}; {learnt}"
 
 

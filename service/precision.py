@@ -1,0 +1,79 @@
+"""Which of a model's two files runs: the float32 one, or beside it the one in 8-bit integers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+from service.contract import int8_description
+from service.errors import ModelFileError
+from service.expression import ExpressionModel
+from service.runtime import Precision, SessionSettings, read_model, runs_on_cpu
+
+CPUINFO = Path("/proc/cpuinfo")
+INT8_SUFFIX = ".int8.onnx"
+# Without one of these, 8-bit convolutions take as long as those in float32.
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+
+logger = logging.getLogger(__name__)
+
+
+def has_vnni(cpuinfo: str) -> bool:
+    """Whether the text of /proc/cpuinfo is that of an x86 CPU with 8-bit dot products."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return any(name.strip() == "flags" and VNNI & set(flags.split()) for name, _, flags in lines)
+
+
+def chosen_file(model_path: Path, precision: Precision, *, gains: bool) -> Path:
+    """The file to run for `model_path`; `gains`: whether int8 is the faster one here.
+
+    Raises ModelFileError where int8 was asked for and its file is missing.
+    """
+    if precision == "float32" or model_path.name.endswith(INT8_SUFFIX):
+        return model_path
+    int8 = model_path.with_suffix(INT8_SUFFIX)
+    if int8.is_file():
+        return int8 if precision == "int8" or gains else model_path
+    if precision == "int8":
+        raise ModelFileError(
+            f"{int8}: no such file, and precision int8 runs it; {_mend(model_path)}"
+        )
+    return model_path
+
+
+def load_expression(
+    model_path: Path, precision: Precision, settings: SessionSettings
+) -> ExpressionModel:
+    """The expression network in the precision that was chosen.
+
+    An int8 file of another model than the one in `model_path` is never run: a model trained anew
+    may have its predecessor's beside it. Raises a StartupError.
+    """
+    gains = runs_on_cpu(settings.provider) and has_vnni(_cpuinfo())
+    file = chosen_file(model_path, precision, gains=gains)
+    model = ExpressionModel.load(file, settings)
+    if file == model_path or model.description == int8_description(_sha256(model_path)):
+        return model
+    line = f"{file}: was made from another file than {model_path.name}"
+    if precision == "int8":
+        raise ModelFileError(f"{line}; {_mend(model_path)}")
+    logger.warning("%s, which runs in its place", line)
+    return ExpressionModel.load(model_path, settings)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(read_model(path)).hexdigest()
+
+
+def _mend(model_path: Path) -> str:
+    int8 = model_path.with_suffix(INT8_SUFFIX)
+    command = f"python -m training quantise --data DATA --model {model_path} --output {int8}"
+    return f"make it with `{command}`, or take precision auto or float32"
+
+
+def _cpuinfo() -> str:
+    try:
+        return CPUINFO.read_text(errors="replace")
+    except OSError:  # no Linux
+        return ""

@@ -1,0 +1,271 @@
+"""An exported float32 network -> the same network in 8-bit integers, for CPUs with VNNI."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
+
+from service.contract import int8_description
+from service.expression import ExpressionModel
+from service.runtime import SessionSettings
+from training.export import ExportError, write_contract
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+SUFFIX = "-int8"
+OPERATIONS = ("Conv", "Add", "Relu", "LeakyRelu")
+BATCH = 8
+# ONNX Runtime's severities of log lines: it warns of each initializer that it finds unused, which
+# is hundreds of lines.
+WARNING, ERROR = 2, 3
+
+
+def quantise(path: Path, images: Sequence[UInt8], output: Path) -> None:
+    """Write `output`: the network of `path` in 8-bit integers, with its contract but for the name.
+
+    Scales of activations come from `images`, aligned crops [S,S,3] uint8 RGB. The first convolution
+    stays float32, and so do pooling, classifier and evidence: on one feature map, so that evidence
+    still adds up to the logits.
+    The contract's accuracy and temperature are those of `path`, to be measured anew.
+    Raises ExportError where `path` is quantised already or there are no images, and what
+    ExpressionModel.load raises.
+    """
+    model = ExpressionModel.load(path, SessionSettings("cpu"))
+    given = onnx.load(path)
+    if any(node.op_type == "QuantizeLinear" for node in given.graph.node):
+        raise ExportError(f"{path}: is in 8-bit integers already")
+    if not images:
+        raise ExportError(f"{path}: no images to take the scales of activations from")
+    name = model.contract.name + SUFFIX
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".int8-", dir=output.parent) as folder, _quiet():
+        prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quant_pre_process(split_prelus(given), prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            written,
+            _Crops(model, images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATIONS),
+            nodes_to_exclude=_float_nodes(onnx.load(prepared).graph),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # Of the batches' extremes: with those of all images, scales hang on a few outliers.
+            extra_options={"CalibMovingAverage": True},
+        )
+        _note_origin(written, model.sha256)
+        write_contract(written, model.contract.model_copy(update={"name": name}))
+        written.replace(output)
+
+
+def _note_origin(path: Path, sha256: str) -> None:
+    """Say in the file at `path` what it was made from, for the service to go by."""
+    model = onnx.load(path)
+    model.doc_string = int8_description(sha256)
+    onnx.save(model, path)
+
+
+class _Crops:
+    """Feeds crops to the calibration as the service feeds the network."""
+
+    def __init__(self, model: ExpressionModel, images: Sequence[UInt8]) -> None:
+        starts = range(0, len(images), BATCH)
+        self._batches = (model.batch(images[start : start + BATCH]) for start in starts)
+
+    def get_next(self) -> dict[str, Float32] | None:
+        """The next batch [N,3,S,S] by the input's name, None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def _float_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of what stays float32: the image's own convolution, sums after pooling and evidence.
+
+    The former with its activation: in 8 bits it costs the most accuracy and gains no time.
+    """
+    image = graph.input[0].name
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    first: set[str] = set()
+    names = []
+    for node in graph.node:
+        follows = node.op_type in ("Relu", "LeakyRelu", "Add") and first.issuperset(node.input)
+        if follows or (node.op_type == "Conv" and node.input[0] == image):
+            first.update(node.output)
+            names.append(node.name)
+        elif node.op_type == "Add" and any(makers.get(i) not in OPERATIONS for i in node.input):
+            names.append(node.name)
+    return names
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of sessions that have no level of their own."""
+    ort.set_default_logger_severity(ERROR)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(WARNING)
+
+
+# --- PReLU ---------------------------------------------------------------------------------------
+
+
+def split_prelus(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, with each convolution and its PReLU as relu(convolution) + convolution.
+
+    An exported PReLU is slope * x + rest * relu(x), whose multiplications have no 8-bit form. With
+    x = conv(W) and s the sign of `rest`, s times it is relu(conv(|rest| W)) + conv(s slope W): what
+    is left is convolutions and a sum. The convolutions that read it have s in their weights. A
+    PReLU that others read too stays as it is, and so does a file without any.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    view = _View(graph)
+    prelus = [prelu for node in graph.node if (prelu := _find_prelu(node, view))]
+    if not prelus:
+        return result
+    by_convolution = {prelu.nodes[0].output[0]: prelu for prelu in prelus}
+    signs = {prelu.output: prelu.sign for prelu in prelus}
+    gone = {node.output[0] for prelu in prelus for node in prelu.nodes}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[0] in signs:
+            view.sign_inputs(node, signs[node.input[0]])
+        if prelu := by_convolution.get(node.output[0]):
+            nodes += _as_convolutions(prelu, view.arrays)
+        elif node.output[0] not in gone:
+            nodes.append(node)
+    _fill(graph, nodes, view.arrays)
+    return result
+
+
+def _fill(
+    graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], arrays: dict[str, Float32]
+) -> None:
+    """Give `graph` these nodes, and of `arrays` what they read."""
+    kept = onnx.GraphProto(node=nodes)  # copies: those of `graph` go now
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept.node)
+    for name in dict.fromkeys(name for node in kept.node for name in node.input):
+        if name in arrays:
+            graph.initializer.append(numpy_helper.from_array(arrays[name], name))
+
+
+class _View:
+    """Who makes and who reads each value of a graph, and its constants."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.arrays: dict[str, Float32] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer
+        }
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self._readers[name].append(node)
+        for output in graph.output:
+            self._readers[output.name].append(onnx.NodeProto())
+
+    def maker(self, name: str) -> onnx.NodeProto:
+        """The node that computes a value; an empty one where it is given."""
+        return self._makers.get(name) or onnx.NodeProto()
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value; an empty one stands for the graph's caller."""
+        return self._readers[name]
+
+    def takes_sign(self, node: onnx.NodeProto, name: str) -> bool:
+        """Whether `node` is a convolution of the value `name` with constant weights."""
+        return node.op_type == "Conv" and node.input[0] == name and node.input[1] in self.arrays
+
+    def sign_inputs(self, convolution: onnx.NodeProto, sign: Float32) -> None:
+        """Multiply the weights by the sign [C] of the channel that they read."""
+        weights = self.arrays[convolution.input[1]]
+        groups = next((a.i for a in convolution.attribute if a.name == "group"), 1)
+        grouped = weights.reshape(groups, -1, *weights.shape[1:])
+        signed = grouped * sign.reshape(groups, 1, -1, 1, 1)
+        name = convolution.output[0] + "_signed"  # of its own: weights may be shared
+        convolution.input[1] = name
+        self.arrays[name] = signed.reshape(weights.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _PReLU:
+    """A convolution to C channels and the PReLU after it."""
+
+    slope: Float32
+    """[C]."""
+    rest: Float32
+    """[C], 1 - slope."""
+    nodes: tuple[onnx.NodeProto, ...]
+    """Convolution, relu, both multiplications, sum."""
+
+    @property
+    def sign(self) -> Float32:
+        """[C] 1 or -1: what the two convolutions give is the PReLU's output times this."""
+        return np.where(self.rest < 0, -1, 1).astype(np.float32)
+
+    @property
+    def output(self) -> str:
+        """The name of what it gives."""
+        return str(self.nodes[-1].output[0])
+
+
+def _find_prelu(total: onnx.NodeProto, view: _View) -> _PReLU | None:
+    """The PReLU that ends in the sum `total`, where it can be split; None for any other node."""
+    if total.op_type != "Add":
+        return None
+    slope, rest = (view.maker(name) for name in total.input)
+    if (slope.op_type, rest.op_type) != ("Mul", "Mul"):
+        return None
+    conv, relu = view.maker(slope.input[1]), view.maker(rest.input[1])
+    if (conv.op_type, relu.op_type) != ("Conv", "Relu") or relu.input[0] != conv.output[0]:
+        return None
+    nodes = (conv, relu, slope, rest, total)
+    known = {conv.input[1], slope.input[0], rest.input[0]} <= view.arrays.keys()
+    unseen = [len(view.readers(node.output[0])) for node in nodes[:-1]] == [2, 1, 1, 1]
+    readers = view.readers(total.output[0])
+    if not known or not unseen or not all(view.takes_sign(n, total.output[0]) for n in readers):
+        return None
+    factors = [view.arrays[node.input[0]].reshape(-1) for node in (slope, rest)]
+    return _PReLU(factors[0], factors[1], nodes)
+
+
+def _as_convolutions(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProto]:
+    """The four nodes in place of the five, times the PReLU's sign; their weights go to `arrays`."""
+    conv = prelu.nodes[0]
+    attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
+    weights = arrays[conv.input[1]]
+    bias = arrays[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(weights), np.float32)
+    base = conv.output[0]
+    for part, factor in (("bent", np.abs(prelu.rest)), ("straight", prelu.sign * prelu.slope)):
+        arrays[f"{base}_{part}_weights"] = weights * factor.reshape(-1, 1, 1, 1)
+        arrays[f"{base}_{part}_bias"] = bias * factor
+
+    def convolution(part: str) -> onnx.NodeProto:
+        name = f"{base}_{part}"
+        inputs = [conv.input[0], f"{name}_weights", f"{name}_bias"]
+        return helper.make_node("Conv", inputs, [name], name=name, **attributes)
+
+    return [
+        convolution("bent"),
+        helper.make_node("Relu", [f"{base}_bent"], [f"{base}_relu"], name=f"{base}_relu"),
+        convolution("straight"),
+        helper.make_node(
+            "Add", [f"{base}_relu", f"{base}_straight"], [prelu.output], name=f"{base}_sum"
+        ),
+    ]
