@@ -23,7 +23,15 @@ from service.batching import Batcher, BatchLimits
 from service.budgets import NoRoomError, Room
 from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
-from service.faces.detector import NOTHING, Face, FaceDetector, Placement, merge, refined
+from service.faces.detector import (
+    NOTHING,
+    Face,
+    FaceDetector,
+    Placement,
+    largest_first,
+    merge,
+    refined,
+)
 from service.faces.looks import FINE_SIDES, Found, Look, Round, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
@@ -40,6 +48,7 @@ GPU_WORKERS = 2  # one batch runs while the next is stacked and copied
 # more memory.
 CPU_BATCHES, GPU_BATCHES = (1, 4), (8, 32)
 MAX_LOOKS = 16  # of one round of the detector
+MERGED_AT_ONCE = 100  # faces that cost the event loop less than handing them to a thread
 STAGES: tuple[Stage, ...] = ("decode", "detect", "classify")
 
 
@@ -268,13 +277,19 @@ class Pipeline:
         self, image: DecodedImage, placements: Sequence[Placement], task: _Task
     ) -> Found:
         """All faces, in pixels of `image`; the plan says which of its later rounds it needs."""
-        found = merge(NOTHING, await self._run("detect", self._detector, placements, task.clock))
+        looked = await self._run("detect", self._detector, placements, task.clock)
+        found = await self._merge(NOTHING, looked)
         for turn in self._rounds(image)[1:]:
             if looks := turn.wanted(found):
                 placements = await self._offload(partial(self._place, image, looks, task))
                 looked = await self._run("detect", self._detector, placements, task.clock)
-                found = merge(found, looked)
+                found = await self._merge(found, looked)
         return found
+
+    async def _merge(self, earlier: Found, looked: Sequence[Found]) -> Found:
+        if sum(len(found.faces) for found in looked) <= MERGED_AT_ONCE:
+            return merge(earlier, looked)
+        return await self._offload(partial(merge, earlier, looked))
 
     async def _refine(
         self, image: DecodedImage, faces: Sequence[Face], task: _Task
@@ -289,7 +304,7 @@ class Pipeline:
         placements = await self._offload(place)
         closer = await self._run("detect", self._detector, placements, task.clock)
         better = dict(zip(wanted, map(refined, wanted, closer), strict=True))
-        return [better.get(face, face) for face in faces]
+        return largest_first(better.get(face, face) for face in faces)
 
     def _rounds(self, image: DecodedImage) -> tuple[Round, ...]:
         height, width = image.pixels.shape[:2]
@@ -310,8 +325,7 @@ class Pipeline:
             source = await self._offload(partial(self._decode_again, task))
         ratio = image.reduction / source.reduction
         return [
-            _Subject(source.pixels, face.scaled(ratio), face.scaled(image.reduction))
-            for face in faces
+            _Subject(source.pixels, face.scaled(ratio), _in_photo(face, image)) for face in faces
         ]
 
     def _decode_again(self, task: _Task) -> DecodedImage:
@@ -356,6 +370,12 @@ class Pipeline:
     def label_of(self, reading: Reading) -> str:
         """The most probable expression."""
         return self.networks.classifier.contract.labels[int(reading.probabilities.argmax())]
+
+
+def _in_photo(face: Face, image: DecodedImage) -> Face:
+    """A face of the decoded pixels, in the photo's; sides of a reduced JPEG are rounded up."""
+    face = face.scaled(image.reduction)
+    return face if image.reduction == 1 else face.within(image.size)
 
 
 def _photos_side_by_side(

@@ -57,7 +57,9 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals, portrait_jpeg: 
         process.send_signal(number)
         assert process.wait(PATIENCE_SECONDS) == 0
     # Nothing else to say, and nothing from the client in it but the checked id.
-    (access,) = lines[1:]
+    loaded, ready, access = lines
+    assert 'event="networks loaded" model=lan-mobilefacenet-ferplus' in loaded
+    assert "event=ready" in ready
     assert re.search(r" request_id=abc-123 method=POST route=/predict status=200 ", access)
     assert " faces=1 " in access
     assert "error" not in access

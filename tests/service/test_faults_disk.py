@@ -71,7 +71,7 @@ def use(url: str) -> None:
 def test_serves_where_nothing_can_be_written() -> None:
     with serving_without_disk(0, subprocess.PIPE) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        line = next(line for line in process.stderr if "event=ready" in line)
         found = re.search(r"url=(http://\S+)", line)
         assert found, line
         use(found[1])
