@@ -210,6 +210,8 @@ def _check_jpeg_scans(data: bytes) -> None:
 
     What follows the image is no part of it: some cameras append a video.
     """
+    if data.count(b"\xff\xda") <= MAX_JPEG_SCANS:
+        return  # there are no more scans than that, wherever the image ends
     scans, position = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
         found = _JPEG_MARKER.search(data, position)
