@@ -19,7 +19,7 @@ from service.runtime import SessionSettings
 from training.backbones import load_backbone
 from training.config import TrainingConfig
 from training.crops import GRID, CropDataset, batches, normalise
-from training.datasets.records import DatasetError, Split, file_digests
+from training.datasets.records import DatasetError, Split, evenly_spread, file_digests
 from training.datasets.registry import Choice, find_dataset
 from training.distributed import joined_world
 from training.guidance import (
@@ -242,15 +242,9 @@ def _start_from(path: Path, network: Lan, train: PreparedSplit, config: Training
         state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
     network.load_state_dict(state, strict=False)
     if path.is_file():
-        crops = CropDataset(train.split, train.faces, network.backbone.input_size)
-        settle(network, _spread(crops, SETTLING_IMAGES))
-
-
-def _spread(crops: CropDataset, most: int) -> Iterator[Tensor]:
-    """Batches of up to `most` crops from the whole data set, which may be sorted by class."""
-    chosen = np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)
-    for part in np.array_split(chosen, -(-len(chosen) // BATCH)):
-        yield normalise(torch.stack([crops[int(index)][0] for index in part]))
+        chosen = evenly_spread(len(train.split), SETTLING_IMAGES)
+        split, faces = train.split.subset(chosen), train.faces.subset(chosen)
+        settle(network, _images(CropDataset(split, faces, network.backbone.input_size)))
 
 
 def _teacher(path: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from itertools import count, islice, repeat
 from typing import Any
 
-import numpy as np
 import torch
 
 from training.backbones import load_backbone
 from training.config import TrainingConfig
 from training.crops import GRID, Batch, CropDataset, batches
+from training.datasets.records import evenly_spread
 from training.datasets.registry import Choice, find_dataset
 from training.distributed import CPU, World
 from training.lan import Lan
@@ -193,7 +193,5 @@ def _prepared(config: TrainingConfig, paths: RunPaths, images: int) -> PreparedS
     choice = Choice(majority_only=config.majority_only, fold=paths.fold)
     split = find_dataset(paths.dataset).load(paths.data, "train", choice)
     if 0 < images < len(split):
-        chosen = np.zeros(len(split), dtype=bool)
-        chosen[np.linspace(0, len(split) - 1, images).astype(int)] = True
-        split = split.subset(chosen)
+        split = split.subset(evenly_spread(len(split), images))
     return prepare_split(split, paths)

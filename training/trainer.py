@@ -248,6 +248,8 @@ class Trainer:
             group["lr"] = learning_rate(self.config, done)
         device = self.world.device
         moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        # Once for the teacher and for both passes of a step that minds sharpness.
+        moved = moved._replace(images=normalise(moved.images))
         told = self._ask_teacher(moved.images)
         loss = self._learn(moved, told)
         if self.config.sharpness:
@@ -261,7 +263,7 @@ class Trainer:
         if self._teacher is None:
             return None
         with torch.no_grad(), self._autocast():
-            told: LanOutput = self._teacher(normalise(images))
+            told: LanOutput = self._teacher(images)
         return told
 
     def _autocast(self) -> torch.autocast:
@@ -269,9 +271,9 @@ class Trainer:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=halved)
 
     def _learn(self, batch: Batch, told: LanOutput | None) -> Loss:
-        """Loss and gradients of one batch at the present weights."""
+        """Loss and gradients of one batch, its images normalised, at the present weights."""
         with self._autocast():
-            output = self._model(normalise(batch.images))
+            output = self._model(batch.images)
             loss = lan_loss(output, batch.targets, batch.guidance, self.config.alpha)
             if told is not None:
                 extra = self.config.teacher_weight * distillation_loss(output, told)

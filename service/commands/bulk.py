@@ -7,7 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, say
+from service.commands.flags import (
+    NETWORK_SETTINGS,
+    add_settings,
+    given_settings,
+    report,
+    say,
+    sentence,
+)
 from service.pipeline import load_networks
 from service.settings import load_settings
 from service.sources import find_sources, is_address
@@ -28,7 +35,7 @@ read. Needs the extra `bulk`: in a checkout, pip install -e '.[bulk]'.
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """The flags of `bulk`."""
-    parser.description = f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
+    parser.description = sentence(SUMMARY)
     parser.epilog = EXAMPLES
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="photo, folder, pattern, bucket, or -"

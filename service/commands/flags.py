@@ -63,6 +63,11 @@ def say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+def sentence(summary: str) -> str:
+    """A command's summary as its description; other capitals stay."""
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
 def red(text: str, stream: IO[str]) -> str:
     """`text` in red on a terminal that may be coloured (https://no-color.org)."""
     if not stream.isatty() or os.environ.get("NO_COLOR"):

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report
+from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, sentence
 from service.commands.progress import progress
 from service.errors import OutputError, ServiceError
 from service.imaging import encode_image
@@ -47,7 +47,7 @@ why); 2 unknown or malformed flags
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """The flags of `predict`."""
-    parser.description = f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
+    parser.description = sentence(SUMMARY)
     parser.epilog = EXAMPLES
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="photo, folder, pattern, video, or - for stdin"

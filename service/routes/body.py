@@ -35,6 +35,7 @@ FIELD = "file"
 MAX_OTHER_FIELDS = 8
 MAX_OTHER_FIELD_BYTES = 4096
 ACCEPTED = "multipart/form-data, application/json or image/*"
+OPTIONS = frozenset(field.alias or name for name, field in PredictOptions.model_fields.items())
 HINT = "; several go to /predict/batch"
 ACCEPTED_BATCH = "multipart/form-data or application/json"
 
@@ -229,8 +230,7 @@ async def _from_multipart(
 
 def _refuse_options(names: Iterable[str]) -> None:
     """An option in the body would be passed over in silence."""
-    options = {field.alias or name for name, field in PredictOptions.model_fields.items()}
-    if misplaced := sorted(options.intersection(names)):
+    if misplaced := sorted(OPTIONS.intersection(names)):
         raise InvalidOptionError(
             f"Options go into the address, not into the body: ?{misplaced[0]}=...", misplaced[0]
         )

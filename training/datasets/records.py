@@ -75,6 +75,13 @@ def hash_order(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
+def evenly_spread(count: int, most: int) -> NDArray[np.bool_]:
+    """[count] true for up to `most`, from first to last: a data set may be sorted by class."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.linspace(0, count - 1, min(most, count)).astype(int)] = True
+    return chosen
+
+
 def part_of_training(split: Split, part: Part) -> Split:
     """`split` without (train) or with only (validation) one image in HELD_OUT, by its name.
 
