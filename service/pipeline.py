@@ -32,7 +32,7 @@ from service.faces.detector import (
     merge,
     refined,
 )
-from service.faces.looks import FINE_SIDES, Found, Look, Round, closer_look
+from service.faces.looks import FINE_SIDES, Found, Look, Turn, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
 from service.precision import load_expression
@@ -261,7 +261,7 @@ class Pipeline:
     ) -> tuple[DecodedImage, list[Placement]]:
         with task.clock.measure("decode"):
             image = self._decode(task.photo, None if task.whole else FINE_SIDES[-1], require)
-        return image, self._place(image, self._rounds(image)[0].looks, task)
+        return image, self._place(image, self._rounds(image)[0].wanted(NOTHING), task)
 
     def _decode(
         self,
@@ -306,7 +306,7 @@ class Pipeline:
         better = dict(zip(wanted, map(refined, wanted, closer), strict=True))
         return largest_first(better.get(face, face) for face in faces)
 
-    def _rounds(self, image: DecodedImage) -> tuple[Round, ...]:
+    def _rounds(self, image: DecodedImage) -> tuple[Turn, ...]:
         height, width = image.pixels.shape[:2]
         return self.networks.detector.rounds(height, width)
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from service.errors import InferenceError, ModelContractError
 from service.faces.looks import (
     CANVAS_SIZES,
-    DOUBT_SCORE,
     FACE_MIN_IOU,
     SMALL_FACE,
     SMALL_FACE_MIN_SCORE,
@@ -26,7 +25,7 @@ from service.faces.looks import (
     UNSURE_FACE,
     Found,
     Look,
-    Round,
+    Turn,
     closer_look,
     longer_side,
     plan_rounds,
@@ -152,17 +151,19 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
 def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Found:
     """Faces and doubts in canvas pixels, after NMS. `min_score` (0..1) overrides thresholds."""
     lowest = min(look.min_score, SMALL_FACE_MIN_SCORE) if min_score is None else min_score
-    seen = _candidates(raw, look.canvas, min(lowest, DOUBT_SCORE) if look.doubts else lowest)
+    doubtful = math.inf if look.doubt_score is None else look.doubt_score
+    seen = _candidates(raw, look.canvas, min(lowest, doubtful))
     longer = (seen.boxes[:, 2:] - seen.boxes[:, :2]).max(1, initial=0)
     in_range = (longer >= look.sides[0]) & (longer <= look.sides[1])
     wanted = in_range & (seen.scores >= lowest)
     if min_score is None:
         wanted &= (longer < SMALL_FACE) | (seen.scores >= look.min_score)
     faces = suppress(seen.faces(wanted))
-    if not look.doubts:
+    if look.doubt_score is None:
         return Found(tuple(faces))
-    unsure = [f for f in faces if f.score < SURE_SCORE and longer_side(f) < UNSURE_FACE]
-    others = suppress(seen.faces(in_range & ~wanted & ~seen.inside(faces)))
+    unsure = [f for f in faces if doubtful <= f.score < SURE_SCORE and longer_side(f) < UNSURE_FACE]
+    low = in_range & ~wanted & ~seen.inside(faces) & (seen.scores >= doubtful)
+    others = suppress(seen.faces(low))
     return Found(tuple(faces), (*unsure, *others))
 
 
@@ -328,7 +329,7 @@ class FaceDetector:
         """Raises ModelFileError, ModelContractError or ProviderUnavailableError."""
         return cls(load_model(path, settings), str(path))
 
-    def rounds(self, height: int, width: int) -> tuple[Round, ...]:
+    def rounds(self, height: int, width: int) -> tuple[Turn, ...]:
         """See `plan_rounds`."""
         return plan_rounds(height, width)
 

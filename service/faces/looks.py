@@ -1,9 +1,9 @@
 """How a photo is searched for faces: at which sizes, in which order, and when to stop.
 
-A photo is drawn small first, where a face that fills a good part of it is found in a quarter of the
+A photo is drawn small first, where a face that fills a good part of it is found in a sixth of the
 time. It is drawn larger only where that leaves doubt: nothing found, a small face (small faces have
 company), or something that is a face with a low score. The larger sizes come in overlapping tiles,
-of which only those with a doubt in them are searched.
+of which only those with a small face in them are searched; a doubt is first looked at by itself.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ Region = tuple[int, int, int, int]
 
 # (height, width), multiples of the network's largest stride. Few, because only images on canvases
 # of one size share a batch; none large, because memory grows with them.
-SMALL_CANVASES = ((192, 320), (320, 192), (256, 320), (320, 256), (320, 320))
+FIRST_CANVASES = ((160, 256), (256, 160), (192, 256), (256, 192), (256, 256))
 MIDDLE_CANVASES = ((384, 640), (640, 384), (480, 640), (640, 480), (640, 640))
 TILES = ((544, 704), (704, 544))
-SQUARE = (320, 320)
-FACE_CANVAS = (192, 192)
-CANVAS_SIZES = (*SMALL_CANVASES, *MIDDLE_CANVASES, *TILES, FACE_CANVAS)
+# One face, or a doubt, by itself; a small picture, or a large doubt.
+FACE_CANVAS, SQUARE = (192, 192), (320, 320)
+SMALLEST_CANVAS = (160, 160)
+CANVAS_SIZES = (*FIRST_CANVASES, *MIDDLE_CANVASES, *TILES, FACE_CANVAS, SQUARE, SMALLEST_CANVAS)
 TILE_OVERLAP = 64
 
-SMALL_SIDE, MIDDLE_SIDE = 320, 640
+FIRST_SIDE, MIDDLE_SIDE = 256, 640
+# Pictures up to here are drawn in a way of their own.
+SMALL_SIDE = 320
 # Long sides of the photo where it is searched in tiles.
 FINE_SIDES = (1280, 1920)
 # A finer look is worth its time only where it enlarges by this much.
@@ -48,11 +51,10 @@ SMALL_FACE_MIN_SCORE = 0.5
 MIN_SCORE = 0.7
 # Faces below so many canvas pixels are looked at more closely, and call for a search for others.
 SMALLEST_SURE_FACE = 32
-# The same where the photo is drawn smallest, which shows less of what is missed.
-SMALLEST_SURE_FACE_AT_FIRST = 40
-# Scores between these are a doubt. Of faces of 20 canvas pixels, too small to count, 83% score
-# 0.1 and more; of 60 backgrounds tried one in ten does.
+# Scores between these are a doubt. Where the photo is drawn smallest, faces that are too small to
+# count score less.
 DOUBT_SCORE, SURE_SCORE = 0.1, 0.9
+FIRST_DOUBT_SCORE = 0.05
 # Above this size a face that counts is no doubt, whatever it scores.
 UNSURE_FACE = SMALL_FACE
 # Larger faces outgrow the anchors of a finer look and are seen in pieces there.
@@ -62,8 +64,13 @@ LARGEST_FACE = 224
 # with 60 to 80 canvas pixels, as many were read right without it (88.0%) as with it (88.0%).
 COARSE_FACE, FACE_SIDE = 48, 128
 FACE_MIN_IOU = 0.4
-# Long sides, in pixels of the smallest canvas, of pictures that may be one big face.
+# Doubts are looked at one by one where that takes at most this share of the pixels, in few looks.
+SPOTS_SHARE, MOST_SPOTS = 0.7, 12
+# A doubt fills at most this share of the canvas it gets to itself, and keeps away from its border.
+SPOT_FILL = 0.7
+# Long sides, in canvas pixels, of pictures that may be one big face.
 SECOND_LOOK_SIDES = (200, 320, 112)
+FRAME_FILLING = ((200, (256, 256)), (112, SMALLEST_CANVAS))
 SECOND_LOOK_MIN_SCORE = 0.65
 # A picture this small is mostly one face cut out, so less is asked of it.
 SMALL_PICTURE = 256
@@ -84,8 +91,8 @@ class Look:
     """Only faces whose longer side has so many canvas pixels count in this look."""
     region: Region | None = None
     """The part that is drawn, x1, y1, x2, y2 in image pixels; None: the whole image."""
-    doubts: bool = False
-    """Whether what scores too low to count is told of."""
+    doubt_score: float | None = None
+    """What scores too low to count is told of from here on; None: earlier doubts stay."""
 
     def shows(self, face: Face) -> bool:
         """Whether the middle of `face` (image pixels) is in the region."""
@@ -122,10 +129,48 @@ class Round:
         """The looks to take after the rounds before have `found` so much; mostly none."""
         if not found.faces and self.when_empty:
             return self.looks
-        spots = [face for face in found.faces if longer_side(face) < self.small_below]
-        if self.on_doubt:
-            spots += found.doubts or ()
-        return tuple(look for look in self.looks if any(map(look.shows, spots)))
+        doubts = self.doubts(found) if self.on_doubt else []
+        return self.around([*self.small(found), *doubts])
+
+    def small(self, found: Found) -> list[Face]:
+        """Faces that call for a search for others."""
+        return [face for face in found.faces if longer_side(face) < self.small_below]
+
+    def doubts(self, found: Found) -> list[Face]:
+        """Doubts that these looks could settle."""
+        largest = LARGEST_FACE / self.looks[0].scale
+        return [doubt for doubt in found.doubts or () if longer_side(doubt) <= largest]
+
+    def around(self, faces: Sequence[Face]) -> tuple[Look, ...]:
+        """The looks that show any of these."""
+        return tuple(look for look in self.looks if any(map(look.shows, faces)))
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Before a round that doubts would call for: each doubt by itself, if that is less work.
+
+    What is found so may call for the round after all, and what is not is no doubt any more.
+    """
+
+    instead_of: Round
+    size: tuple[int, int]
+    """(height, width) of the image, pixels."""
+
+    def wanted(self, found: Found) -> tuple[Look, ...]:
+        """The looks to take after the rounds before have `found` so much; mostly none."""
+        later = self.instead_of
+        if not found.faces and later.when_empty:
+            return ()
+        taken_anyway = later.around(later.small(found))
+        doubts = [d for d in later.doubts(found) if not any(k.shows(d) for k in taken_anyway)]
+        spots = _spots(doubts, later.looks[0], *self.size)
+        few = len(spots) <= MOST_SPOTS
+        worth = _pixels(spots) <= SPOTS_SHARE * _pixels(later.around(doubts))
+        return spots if few and worth else ()
+
+
+Turn = Round | Spots
 
 
 def closer_look(face: Face, height: int, width: int) -> Look | None:
@@ -136,14 +181,7 @@ def closer_look(face: Face, height: int, width: int) -> Look | None:
     scale = min(FACE_SIDE / side, MAX_ENLARGEMENT)
     if scale * side < face.seen_side * FINER_GAIN:
         return None
-    x, y = (face.box[:2] + face.box[2:]) / 2
-    reach = FACE_CANVAS[0] / scale / 2
-    region = (
-        max(0, round(x - reach)),
-        max(0, round(y - reach)),
-        min(width, round(x + reach)),
-        min(height, round(y + reach)),
-    )
+    region = _region_around(face, FACE_CANVAS[0] / scale, height, width)
     return Look(FACE_CANVAS, scale, SMALL_FACE_MIN_SCORE, region=region)
 
 
@@ -162,27 +200,29 @@ def fitting_canvas(
 
 
 @lru_cache(maxsize=1024)
-def plan_rounds(height: int, width: int) -> tuple[Round, ...]:
+def plan_rounds(height: int, width: int) -> tuple[Turn, ...]:
     """How to look at an image of `height` x `width` pixels; the first round is always taken."""
     if max(height, width) <= SMALL_SIDE:
         return _plan_small_picture(height, width)
     return _plan_photo(height, width)
 
 
-def _plan_photo(height: int, width: int) -> tuple[Round, ...]:
+def _plan_photo(height: int, width: int) -> tuple[Turn, ...]:
     """Small and middle, then as one big face that fills the frame, then in tiles."""
     long_side = max(height, width)
-    first = replace(_look(height, width, SMALL_SIDE, SMALL_CANVASES), doubts=True)
-    middle = replace(_look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES), doubts=True)
+    first = _look(height, width, FIRST_SIDE, FIRST_CANVASES)
+    middle = replace(_look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES), doubt_score=DOUBT_SCORE)
+    rounds: list[Turn] = []
     if long_side > MIDDLE_SIDE:
         # The smallest size alone would show no hint of people behind a large face.
-        rounds = [Round((replace(first, doubts=False), middle))]
+        rounds.append(Round((first, middle)))
     else:
-        below = SMALLEST_SURE_FACE_AT_FIRST / first.scale
-        rounds = [Round((first,)), Round((middle,), small_below=below, on_doubt=True)]
-    frame_filling = [s for s in SECOND_LOOK_SIDES if s < SMALL_SIDE]
+        rounds.append(Round((replace(first, doubt_score=FIRST_DOUBT_SCORE),)))
+        finer = Round((middle,), small_below=SMALLEST_SURE_FACE / first.scale, on_doubt=True)
+        rounds += [Spots(finer, (height, width)), finer]
     rounds += [
-        Round((_square_look(long_side, side, SECOND_LOOK_MIN_SCORE),)) for side in frame_filling
+        Round((_framed_look(long_side, side, canvas, SECOND_LOOK_MIN_SCORE),))
+        for side, canvas in FRAME_FILLING
     ]
     # Where nothing is found, all of it is searched once at its own size, or nearly; enlarging it
     # beyond shows nothing new unless there is a hint of it.
@@ -193,7 +233,8 @@ def _plan_photo(height: int, width: int) -> tuple[Round, ...]:
         tiles = _tiles(height, width, min(side / long_side, MAX_ENLARGEMENT))
         if side <= MOST_ENLARGED * long_side and tiles[0].scale >= coarser.scale * FINER_GAIN:
             below = SMALLEST_SURE_FACE / coarser.scale
-            rounds.append(Round(tiles, side == own_side, below, on_doubt=True))
+            finer = Round(tiles, side == own_side, below, on_doubt=True)
+            rounds += [Spots(finer, (height, width)), finer]
             coarser = tiles[0]
     return tuple(rounds)
 
@@ -208,7 +249,7 @@ def _plan_small_picture(height: int, width: int) -> tuple[Round, ...]:
     rounds = [Round((fine,))]
     lowest = SMALL_PICTURE_MIN_SCORE if long_side <= SMALL_PICTURE else SECOND_LOOK_MIN_SCORE
     for side in SECOND_LOOK_SIDES:
-        again = _square_look(long_side, side, lowest)
+        again = _framed_look(long_side, side, SQUARE, lowest)
         if again.scale != fine.scale:
             rounds.append(Round((again,)))
     finer = _look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES)
@@ -227,9 +268,47 @@ def _look(height: int, width: int, target: int, canvases: Sequence[tuple[int, in
     return Look(canvas, scale, MIN_SCORE)
 
 
-def _square_look(long_side: int, side: int, min_score: float) -> Look:
-    """The whole image on the square canvas, its longer side at `side` pixels."""
-    return Look(SQUARE, side / long_side, min_score)
+def _framed_look(long_side: int, side: int, canvas: tuple[int, int], min_score: float) -> Look:
+    """The whole image with its longer side at `side` pixels of a canvas that leaves a border."""
+    return Look(canvas, side / long_side, min_score)
+
+
+def _spots(doubts: Sequence[Face], like: Look, height: int, width: int) -> tuple[Look, ...]:
+    """At the scale of `like`, each doubt on a canvas of its own, or together with one before it."""
+    spots: list[Look] = []
+    for doubt in sorted(doubts, key=lambda doubt: doubt.score, reverse=True):
+        if not any(_shows_well(spot, doubt, height, width) for spot in spots):
+            small = longer_side(doubt) * like.scale <= SPOT_FILL * FACE_CANVAS[0]
+            canvas = FACE_CANVAS if small else SQUARE
+            region = _region_around(doubt, canvas[0] / like.scale, height, width)
+            spots.append(replace(like, canvas=canvas, region=region, doubt_score=math.inf))
+    return tuple(spots)
+
+
+def _shows_well(spot: Look, face: Face, height: int, width: int) -> bool:
+    """Whether there is room around the face in the spot's region."""
+    assert spot.region is not None
+    x1, y1, x2, y2 = spot.region
+    x, y = (face.box[:2] + face.box[2:]) / 2
+    room = max(longer_side(face), SMALLEST_SURE_FACE / spot.scale) / 2 / SPOT_FILL
+    across = (x1 == 0 or x - room >= x1) and (x2 == width or x + room <= x2)
+    return bool(across and (y1 == 0 or y - room >= y1) and (y2 == height or y + room <= y2))
+
+
+def _region_around(face: Face, side: float, height: int, width: int) -> Region:
+    """The part of an image of this size that a square of `side` pixels around the face covers."""
+    x, y = (face.box[:2] + face.box[2:]) / 2
+    reach = side / 2
+    return (
+        max(0, round(x - reach)),
+        max(0, round(y - reach)),
+        min(width, round(x + reach)),
+        min(height, round(y + reach)),
+    )
+
+
+def _pixels(looks: Sequence[Look]) -> int:
+    return sum(look.canvas[0] * look.canvas[1] for look in looks)
 
 
 def _tiles(height: int, width: int, scale: float) -> tuple[Look, ...]:
@@ -238,7 +317,7 @@ def _tiles(height: int, width: int, scale: float) -> tuple[Look, ...]:
     rows = _intervals(height, canvas[0] / scale, TILE_OVERLAP / scale)
     columns = _intervals(width, canvas[1] / scale, TILE_OVERLAP / scale)
     return tuple(
-        Look(canvas, scale, MIN_SCORE, (0.0, LARGEST_FACE), (x1, y1, x2, y2), doubts=True)
+        Look(canvas, scale, MIN_SCORE, (0.0, LARGEST_FACE), (x1, y1, x2, y2), DOUBT_SCORE)
         for (y1, y2), (x1, x2) in product(rows, columns)
     )
 

@@ -18,13 +18,17 @@ from service.faces.detector import (
     place,
     refined,
 )
-from service.faces.looks import COARSE_FACE, Found, Look, plan_rounds
+from service.faces.looks import COARSE_FACE, MOST_SPOTS, Found, Look, Round, Spots, plan_rounds
 from service.pipeline import Networks
 
 
 def face(x1: float, y1: float, x2: float, y2: float, score: float = 0.99) -> Face:
     landmarks = np.array([(x1, y1), (x2, y1), (x1, y2), (x2, y2), (x1, y2)], np.float32)
     return Face(np.array((x1, y1, x2, y2), np.float32), landmarks, score)
+
+
+def rounds_of(height: int, width: int) -> list[Round]:
+    return [turn for turn in plan_rounds(height, width) if isinstance(turn, Round)]
 
 
 def canvases(detector: FaceDetector, image: UInt8) -> list[tuple[int, int]]:
@@ -44,21 +48,21 @@ def canvases(detector: FaceDetector, image: UInt8) -> list[tuple[int, int]]:
 
 
 def test_a_face_that_fills_a_good_part_needs_no_search(networks: Networks, portrait: UInt8) -> None:
-    assert canvases(networks.detector, portrait) == [(320, 320)]
+    assert canvases(networks.detector, portrait) == [(256, 256)]
     large = np.asarray(cv2.resize(portrait, (2000, 2000)), np.uint8)
-    assert canvases(networks.detector, large) == [(320, 320), (640, 640)]
+    assert canvases(networks.detector, large) == [(256, 256), (640, 640)]
 
 
 def test_a_small_face_calls_for_a_closer_look(networks: Networks, portrait: UInt8) -> None:
     scene = np.full((960, 1280, 3), 90, np.uint8)
     scene[:256, :256] = cv2.resize(portrait, (256, 256), interpolation=cv2.INTER_AREA)
     looked = canvases(networks.detector, scene)
-    assert looked[:2] == [(256, 320), (480, 640)]
+    assert looked[:2] == [(192, 256), (480, 640)]
     assert looked[2:].count((544, 704)) < 4, "tiles without a doubt are left out"
 
 
 def test_only_tiles_with_a_doubt_are_searched() -> None:
-    tiles = next(r for r in plan_rounds(960, 1280) if len(r.looks) == 4)
+    tiles = next(r for r in rounds_of(960, 1280) if len(r.looks) == 4)
     sure = Found((face(500, 300, 800, 700),), ())
     assert tiles.wanted(sure) == ()
     (only,) = tiles.wanted(Found(sure.faces, (face(10, 10, 30, 30, 0.2),)))
@@ -67,9 +71,80 @@ def test_only_tiles_with_a_doubt_are_searched() -> None:
     assert len(tiles.wanted(NOTHING)) == 4
 
 
+def spots_at_first() -> Spots:
+    """Those of a photo of 480x640, before it is drawn larger as a whole."""
+    return next(turn for turn in plan_rounds(480, 640) if isinstance(turn, Spots))
+
+
+def test_a_doubt_is_looked_at_by_itself() -> None:
+    spots, sure = spots_at_first(), face(300, 100, 500, 350)
+    assert spots.wanted(Found((sure,), ())) == ()
+    doubt = face(40, 60, 70, 90, 0.2)
+    (look,) = spots.wanted(Found((sure,), (doubt,)))
+    assert look.canvas == (192, 192)
+    assert look.region == (0, 0, 151, 171)
+    assert look.shows(doubt)
+    beside = face(80, 60, 110, 90, 0.3)
+    assert len(spots.wanted(Found((sure,), (doubt, beside)))) == 1, "one canvas shows both"
+    far = face(560, 400, 600, 440, 0.3)
+    assert len(spots.wanted(Found((sure,), (doubt, far)))) == 2
+
+
+def test_a_large_doubt_gets_a_larger_canvas_and_one_that_outgrows_it_none() -> None:
+    spots, sure = spots_at_first(), face(300, 100, 500, 350)
+    (look,) = spots.wanted(Found((sure,), (face(0, 0, 200, 200, 0.5),)))
+    assert look.canvas == (320, 320)
+    too_large = Found((sure,), (face(0, 0, 300, 300, 0.5),))
+    assert spots.wanted(too_large) == ()
+    assert spots.instead_of.wanted(too_large) == ()
+
+
+def test_many_doubts_are_looked_at_all_at_once() -> None:
+    spots, sure = spots_at_first(), face(300, 100, 500, 350)
+    doubts = [face(x, y, x + 20, y + 20, 0.2) for x in range(0, 640, 90) for y in (0, 230, 460)]
+    found = Found((sure,), tuple(doubts))
+    assert len(doubts) > MOST_SPOTS
+    assert spots.wanted(found) == ()
+    assert spots.instead_of.wanted(found) == spots.instead_of.looks
+
+
+def test_doubts_beside_a_small_face_are_left_to_the_search_it_calls_for() -> None:
+    spots, small = spots_at_first(), face(300, 100, 330, 140)
+    found = Found((small,), (face(0, 0, 30, 30, 0.5),))
+    assert spots.wanted(found) == ()
+    assert spots.instead_of.wanted(found) == spots.instead_of.looks
+
+
+def test_what_a_spot_does_not_show_is_no_doubt_any_more(
+    networks: Networks, portrait: UInt8
+) -> None:
+    scene = np.full((480, 640, 3), 90, np.uint8)
+    scene[:400, 240:640] = cv2.resize(portrait, (400, 400), interpolation=cv2.INTER_AREA)
+    spots, doubt = spots_at_first(), face(40, 60, 70, 90, 0.2)
+    earlier = Found((face(340, 90, 430, 220),), (doubt,))
+    looked = networks.detector.find([place(scene, look) for look in spots.wanted(earlier)])
+    settled = merge(earlier, looked)
+    assert settled.faces == earlier.faces
+    assert settled.doubts == ()
+
+
+def test_a_small_face_seen_in_a_spot_calls_for_a_search(
+    networks: Networks, portrait: UInt8
+) -> None:
+    scene = np.full((480, 640, 3), 90, np.uint8)
+    scene[:, 320:] = cv2.resize(portrait[:300, 130:330], (320, 480))
+    scene[200:360, 20:180] = cv2.resize(portrait, (160, 160), interpolation=cv2.INTER_AREA)
+    large, small = networks.detector.detect(scene)
+    assert small.box[2] < 200
+    assert large.box[0] > 240
+    looked = canvases(networks.detector, scene)
+    assert looked[0] == (192, 256)
+    assert looked.index((192, 192)) < looked.index((480, 640))
+
+
 def test_tiles_cover_the_image_and_overlap() -> None:
     for height, width in ((960, 1280), (3000, 4000), (4000, 2250), (9, 8000)):
-        for turn in plan_rounds(height, width):
+        for turn in rounds_of(height, width):
             covered = np.zeros((height, width), dtype=bool)
             for look in turn.looks:
                 x1, y1, x2, y2 = look.region or (0, 0, width, height)
@@ -113,16 +188,17 @@ def test_pictures_for_training_are_looked_at_as_they_were(side: int) -> None:
     expected += [((320, 320), s / side) for s in (200, 320, 112) if s / side != first]
     if min(640 / side, 3.0) >= 1.3 * first:
         expected.append(((640, 640), min(640 / side, 3.0)))
-    looks = [look for turn in plan_rounds(side, side) for look in turn.looks]
+    looks = [look for turn in rounds_of(side, side) for look in turn.looks]
     assert [(look.canvas, look.scale) for look in looks] == expected
-    assert not any(look.doubts for look in looks)
+    assert len(rounds_of(side, side)) == len(plan_rounds(side, side))
+    assert all(look.doubt_score is None for look in looks)
 
 
 def test_coarse_landmarks_get_a_closer_look(networks: Networks, portrait: UInt8) -> None:
     detector = networks.detector
-    scene = np.full((1440, 1920, 3), 90, np.uint8)
+    scene = np.full((1050, 1400, 3), 90, np.uint8)
     scene[:512, :512] = portrait
-    coarse = merge(NOTHING, detector.find([place(scene, plan_rounds(1440, 1920)[0].looks[0])]))
+    coarse = merge(NOTHING, detector.find([place(scene, rounds_of(1050, 1400)[0].looks[0])]))
     (face_at_first,) = coarse.faces
     assert face_at_first.seen_side < COARSE_FACE
     (whole,) = detector.find([place(portrait, Look((640, 640), 1.0, 0.7))])[0].faces

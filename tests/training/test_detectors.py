@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.boxes import main
-from service.faces.detector import FaceDetector, anchors
+from service.faces.detector import NOTHING, FaceDetector, anchors
 from service.runtime import SessionSettings
 from tests.training.made_up import astronaut, write_png
 from training import detectors
@@ -51,7 +51,7 @@ def exported(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_service_runs_the_packages_network(network: nn.Module, exported: Path) -> None:
     assert [file.name for file in exported.parent.iterdir()] == ["r50.onnx"]
     detector = FaceDetector.load(exported, SessionSettings("cpu"))
-    look = detector.rounds(512, 512)[0].looks[0]
+    (look,) = detector.rounds(512, 512)[0].wanted(NOTHING)
     placement = detector.place(astronaut(), look)
     (raw,) = detector.infer([placement])
     # What the package does with the same pixels: ImageNet's mean and deviation on RGB in 0..1.
