@@ -9,10 +9,8 @@ takes what comes for a moment, and only then closes.
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -29,8 +27,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID_HEADER, request_id_of
-from service.problems import MEDIA_TYPE, problem_of
-from service.security_headers import HEADERS
+from service.prepared import PreparedReply
 from service.settings import Settings
 from service.shedding import Shedder
 
@@ -318,7 +315,7 @@ class Connection(HttpToolsProtocol):
         self._seen_late = False
         self._on_late = on_late
 
-    def _answer_at_once(self, error: ProblemError) -> None:
+    def _answer_at_once(self, reply: PreparedReply) -> None:
         """Answer a request's head in the app's place; the body that follows is discarded."""
         given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
         request_id = request_id_of(given.decode("latin-1"))
@@ -328,7 +325,7 @@ class Connection(HttpToolsProtocol):
         )
         self.cycle = _Answered()  # type: ignore[assignment]
         dated = self.server_state.default_headers
-        self.transport.write(_reply(error, request_id, dated, close=not stays))
+        self.transport.write(reply.to(request_id, dated, close=not stays))
         if stays:
             self._wait(self._limits.stall_seconds, self.leave)
         else:
@@ -357,7 +354,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._awaits_reply:
-            self.transport.write(_reply(error))
+            self.transport.write(PreparedReply(error).to(request_id_of(None)))
         self.leave()
 
     def _make_room(self) -> None:
@@ -388,27 +385,3 @@ class Connection(HttpToolsProtocol):
             self.leave()
         else:
             self._refuse(SlowRequestError("The request came too slowly while others waited."))
-
-
-def _reply(
-    error: ProblemError,
-    request_id: str | None = None,
-    more: Iterable[tuple[bytes, bytes]] = (),
-    *,
-    close: bool = True,
-) -> bytes:
-    request_id = request_id or uuid.uuid4().hex
-    body = problem_of(error, request_id).model_dump_json(exclude_none=True).encode()
-    headers = {
-        "content-type": MEDIA_TYPE,
-        "content-length": str(len(body)),
-        "cache-control": "no-store",
-        "x-request-id": request_id,
-        **{name.lower(): value for name, value in (error.headers | HEADERS).items()},
-    }
-    if close:
-        headers["connection"] = "close"
-    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    lines += [f"{name.decode()}: {value.decode()}" for name, value in more]
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -7,8 +7,9 @@ import logging
 from service.errors import OverloadedError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.prepared import PreparedReply
 
-PATHS = {b"/predict": "/predict", b"/predict/batch": "/predict/batch"}
+PATHS = (b"/predict", b"/predict/batch")
 # Refusals are logged together, not one by one: that would cost more than refusing does.
 LOG_EVERY_SECONDS = 1.0
 
@@ -23,22 +24,27 @@ class Shedder:
 
     def __init__(self, *, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self._lifecycle = lifecycle
-        self._metrics = metrics
-        self._error = OverloadedError("As many images are in flight as the service takes.")
+        error = OverloadedError("As many images are in flight as the service takes.")
+        self._reply = PreparedReply(error)
+        self._problems = metrics.problems.labels(error.slug)
+        self._requests = {
+            path: metrics.requests.labels("POST", path.decode(), str(error.status))
+            for path in PATHS
+        }
         self._unlogged = 0
         self._logged_at = -LOG_EVERY_SECONDS
 
-    def refusal(self, method: bytes, url: bytes) -> OverloadedError | None:
-        """The problem to answer this request with at once, and it is counted; None: go on."""
+    def refusal(self, method: bytes, url: bytes) -> PreparedReply | None:
+        """What to answer this request with at once, and it is counted; None: go on."""
         if method != b"POST" or not self._lifecycle.is_full:
             return None
-        path = PATHS.get(url.partition(b"?")[0])
-        if path is None:
+        requests = self._requests.get(url.partition(b"?")[0])
+        if requests is None:
             return None
-        self._metrics.requests.labels("POST", path, str(self._error.status)).inc()
-        self._metrics.problems.labels(self._error.slug).inc()
+        requests.inc()
+        self._problems.inc()
         self._unlogged += 1
-        return self._error
+        return self._reply
 
     def log_refusals(self, now: float | None = None) -> None:
         """Log those not logged yet, at most once in LOG_EVERY_SECONDS; without `now`, at once."""
