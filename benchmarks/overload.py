@@ -1,10 +1,12 @@
 """Ten times more photos than the service can read: who is answered, how fast, at what memory.
 
-    python -m benchmarks.overload [--seconds 300] [--times 10] [--output benchmarks/results]
+    python -m benchmarks.overload [--seconds 300] [--times 10] [--shared-cores] [--output FOLDER]
 
 First the best throughput is measured (closed loop, 8 clients), then photos (640 x 480, one face)
 are sent at `--times` that rate at random moments, while the health endpoints are asked ten times a
-second. The generator runs on the same machine and takes CPU from the service: how much is printed.
+second. The generator runs on the same machine, with its last core to itself: on cores that it
+shares, the more it sends the less CPU it leaves to the service, whatever that does with it. With
+`--shared-cores` both use all of them.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +90,29 @@ def _event_loop_seconds(server: RunningServer) -> float:
     return sum(t.user_time + t.system_time for t in threads if t.id == server.process.pid)
 
 
+@contextmanager
+def kept_to(cores: set[int]) -> Iterator[None]:
+    """Keep this thread, and processes started by it, to these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Best throughput, then the flood."""
+    cores = sorted(os.sched_getaffinity(0))
+    own = len(cores) > 1 and not options.shared_cores
+    serving, sending = (set(cores[:-1]), set(cores[-1:])) if own else (set(cores), set(cores))
     photos = usual_photos("640x480", 1, PHOTOS)
     for index, photo in enumerate(photos):
         (folder / f"{index}.jpg").write_bytes(photo)
-    with running(SERVICE, []) as server:
+    with ExitStack() as stack:
+        with kept_to(serving):
+            server = stack.enter_context(running(SERVICE, []))
+        stack.enter_context(kept_to(sending))
         closed = ("--clients", CLIENTS, "--seconds", options.best_seconds)
         measured = server.load(folder, *closed)
         best = measured.load["photos_per_second"]
@@ -99,7 +121,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     # The generator takes CPU too; what an accepted photo costs shows what the refusals take.
     spent = 1000 * found["server_cores"] / found["accepted_per_second"]
     costs = {"cpu_ms_best": measured.cpu_ms_per_photo, "cpu_ms_accepted": round(spent, 2)}
-    return {"best_per_second": best, "share_of_best": share, **costs, **found}
+    shared = {"service_cores": len(serving), "shared_with_generator": not own}
+    return {**shared, "best_per_second": best, "share_of_best": share, **costs, **found}
 
 
 def main() -> None:
@@ -108,6 +131,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="of the flood")
     parser.add_argument("--best-seconds", type=float, default=20, help="of the closed loop")
     parser.add_argument("--times", type=float, default=10, help="of the best throughput")
+    parser.add_argument("--shared-cores", action="store_true", help="none for the generator alone")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

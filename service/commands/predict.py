@@ -30,6 +30,8 @@ from service.tables import columns, rows
 if TYPE_CHECKING:
     from service.local import Answer, Recognizer
 
+SMOOTH_SECONDS = 0.3
+
 SUMMARY = "read photos, folders or a video on this machine, without a server"
 
 EXAMPLES = """examples:
@@ -59,14 +61,13 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     add_explanation(parser)
     video = parser.add_argument_group("video")
     video.add_argument(
-        "--every", type=_positive, default=1, metavar="N", help="read one frame in N (default: 1)"
+        "--every", type=_positive, metavar="N", help="read one frame in N (default: each)"
     )
     video.add_argument(
         "--smooth",
         type=float,
-        default=0.3,
         metavar="SECONDS",
-        help="time constant of the smoothed probabilities; 0: none (default: %(default)s)",
+        help=f"time constant of the smoothed probabilities; 0: none (default: {SMOOTH_SECONDS})",
     )
     video.add_argument(
         "--timeline", type=Path, metavar="FILE", help="draw expression over time (.png, .svg, .pdf)"
@@ -110,14 +111,17 @@ def run(arguments: argparse.Namespace) -> int:
     sources = find_sources(arguments.paths, lines=sys.stdin)
     videos = [source for source in sources if is_video(source)]
     if not videos:
-        if arguments.timeline is not None:
-            raise OutputError("--timeline is for a video, and there is none among these.")
+        for option in ("every", "smooth", "timeline"):
+            if getattr(arguments, option) is not None:
+                raise OutputError(f"--{option} is for a video, and there is none among these.")
         return _read_photos(sources, arguments)
     if len(sources) > 1:
         raise OutputError(f"{videos[0]}: a video is read alone, with an output of its own.")
     from service.commands.video import read_video
 
-    return read_video(videos[0], arguments)
+    every = arguments.every or 1
+    smooth = SMOOTH_SECONDS if arguments.smooth is None else arguments.smooth
+    return read_video(videos[0], arguments, every=every, smooth_seconds=smooth)
 
 
 def _read_photos(sources: Sequence[Path], arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import gc
 import logging
 import signal
+import sys
 
 from service.commands.flags import add_settings, given_settings
 from service.errors import StartupError
@@ -14,6 +15,10 @@ from service.memory import keep_resident_memory_low
 from service.settings import Settings, load_settings
 
 SUMMARY = "start the REST service"
+
+# A thread that comes back from a network waits for Python until another lets go of it, which it is
+# asked to after so long; with Python's own 5 ms, cores stood still more often under load.
+SWITCH_SECONDS = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ def serve(settings: Settings) -> None:
     from service.server import listen, make_server, url_of
 
     keep_resident_memory_low()
+    sys.setswitchinterval(SWITCH_SECONDS)
     failures: list[StartupError] = []
 
     def started(failure: StartupError | None) -> None:

@@ -31,13 +31,15 @@ from service.video import (
 USUAL_RATE = 25.0  # where the file does not tell its own
 
 
-def read_video(path: Path, arguments: argparse.Namespace) -> int:
-    """Read one video to a timeline: one row a face and frame. Raises a ServiceError."""
+def read_video(
+    path: Path, arguments: argparse.Namespace, *, every: int, smooth_seconds: float
+) -> int:
+    """Read one frame in `every` to a timeline: one row a face and frame. Raises a ServiceError."""
     if arguments.resume:
         raise OutputError("a video cannot be gone on with (--resume): tracks begin at its start.")
     info = video_info(path)
     kind = format_of(arguments.output, arguments.format)
-    follower = FaceFollower(smooth_seconds=arguments.smooth)
+    follower = FaceFollower(smooth_seconds=smooth_seconds)
     points: list[TimelinePoint] = []
     with ExitStack() as stack:
         recognizer = stack.enter_context(Recognizer.load(**given_settings(arguments)))
@@ -46,11 +48,11 @@ def read_video(path: Path, arguments: argparse.Namespace) -> int:
         output = stack.enter_context(closing(open_output(arguments.output, kind, columns)))
         draw = None
         if arguments.draw is not None:
-            rate = (info.frames_per_second or USUAL_RATE) / arguments.every
+            rate = (info.frames_per_second or USUAL_RATE) / every
             writer = VideoWriter(drawn_path(path, arguments.draw, ".mp4"), rate)
             draw = stack.enter_context(closing(writer))
-        bar = stack.enter_context(progress(-(-info.frames // arguments.every), "frames"))
-        frames = read_frames(path, every=arguments.every)
+        bar = stack.enter_context(progress(-(-info.frames // every), "frames"))
+        frames = read_frames(path, every=every)
         for frame, answer in _answers(recognizer, frames, arguments, draw=draw is not None):
             found = follower.follow(frame, answer.reply.faces)
             output.write(_entry(str(path), found))

@@ -143,7 +143,9 @@ def test_output_that_is_there_is_not_lost(
         (["--class", "anger"], "explain=evidence"),
         (["--explain", "evidence", "--class", "joy"], "neutral"),
         (["--max-faces", "0"], "LAN_FER_MAX_FACES"),
-        (["--timeline", "expressions.png"], "for a video"),
+        (["--timeline", "expressions.png"], "--timeline is for a video"),
+        (["--every", "2"], "--every is for a video"),
+        (["--smooth", "0"], "--smooth is for a video"),
     ],
 )
 def test_wrong_use_is_one_line(
