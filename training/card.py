@@ -145,6 +145,7 @@ def _training(assessment: Assessment, recipe: Recipe) -> str:
         f"{config.optimizer} at a peak rate of {config.learning_rate:g}, batch "
         f"{config.batch_size}, warm-up and cosine over {config.epochs} epochs; the weights are the "
         f"exponential moving average after epoch {recipe.run.epoch}",
+        *_averaging(origin),
         *_balance(recipe),
         "README has the command",
     )
@@ -173,6 +174,12 @@ def _guidance(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
 def _backbone(origin: dict[str, Any]) -> str:
     """Where the backbone comes from: a file of weights, or another network with its own."""
     return str(origin["weights"] or origin["start"])
+
+
+def _averaging(origin: dict[str, Any]) -> list[str]:
+    if not (other := origin.get("averaged_with")):
+        return []
+    return [f"Then each weight is the mean of the run's and that of `{other}`"]
 
 
 def _balance(recipe: Recipe) -> list[str]:

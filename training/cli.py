@@ -13,6 +13,7 @@ from typing import Any
 
 from service.errors import ServiceError
 from training.augmentation import Augmentation
+from training.averaging import averaged
 from training.backbones import BACKBONES, CheckpointError
 from training.config import TrainingConfig
 from training.datasets.records import PARTS, DatasetError
@@ -91,6 +92,15 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--run", type=Path, required=True, help="folder of the run")
     export.add_argument(
         "--measured-by", type=Path, help="for a --final run: its like, trained without validation"
+    )
+    export.add_argument(
+        "--average-with",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="average the weights with this ONNX file's, which the run went on from; with "
+        "--measured-by, a second file is its start",
     )
     export.add_argument(
         "--balance",
@@ -263,6 +273,12 @@ def _export(options: argparse.Namespace) -> None:
     licence = options.licence or LICENCE.format(images=dataset.images or dataset.title)
     facts = ModelFacts(name, run_id, licence)
     twin = load_run(options.measured_by) if options.measured_by else None
+    if options.average_with:
+        runs = [run] if twin is None else [run, twin]
+        if len(options.average_with) != len(runs):
+            raise ExportError("--average-with: one file for the run, and one for --measured-by")
+        run, *twins = map(averaged, runs, options.average_with)
+        twin = next(iter(twins), None)
     print(release(run, paths, options.output, facts, twin=twin, balance=options.balance))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ class RecoveredModel:
     labels: tuple[str, ...]
     backbone: str
     fusion: str
+    sha256: str
+    """Of the file."""
 
 
 def recover(path: Path) -> RecoveredModel:
@@ -64,7 +68,30 @@ def recover(path: Path) -> RecoveredModel:
     difference = largest_difference(LanForExport(network), path, contract.input_size)
     if not difference <= TOLERANCE:
         raise CheckpointError(f"{path}: taken back, its answers differ by {difference:.2g}")
-    return RecoveredModel(network, contract.labels, contract.backbone, contract.fusion)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return RecoveredModel(network, contract.labels, contract.backbone, contract.fusion, digest)
+
+
+@torch.no_grad()
+def fold(network: Lan) -> Lan:
+    """A copy that answers alike in evaluation, each BatchNorm's scale in its convolution's weights.
+
+    As in an exported file and what `recover` makes of it: the BatchNorm adds the bias alone.
+    """
+    folded = copy.deepcopy(network).eval()
+    for conv, bn in _folded(folded):
+        scale, shift = _affine(bn)
+        conv.weight.mul_(scale[:, None, None, None])
+        _only_bias(bn, shift)
+    return folded
+
+
+def _only_bias(bn: nn.BatchNorm2d, bias: Tensor) -> None:
+    """Make a BatchNorm that adds `bias` [C] in evaluation."""
+    nn.init.ones_(bn.weight)
+    bn.bias.copy_(bias)
+    nn.init.zeros_(bn.running_mean)  # type: ignore[arg-type]
+    nn.init.constant_(bn.running_var, 1 - bn.eps)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -132,8 +159,7 @@ def _fill(network: Lan, graph: onnx.GraphProto) -> None:
     for conv, node in zip(convolutions, nodes, strict=True):
         _copy(conv.weight, arrays[node.input[1]])
         if bn := normalised.get(conv):
-            nn.init.constant_(bn.running_var, 1 - bn.eps)  # type: ignore[arg-type]
-            _copy(bn.bias, arrays[node.input[2]])
+            _only_bias(bn, torch.from_numpy(np.array(arrays[node.input[2]])))
         elif conv.bias is not None:
             _copy(conv.bias, arrays[node.input[2]])
     prelus = [m for m in network.modules() if isinstance(m, nn.PReLU)]

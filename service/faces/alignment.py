@@ -112,15 +112,17 @@ def _shrunk_region(
     height, width = image.shape[:2]
     low = np.clip(np.floor(corners.min(0)) - factor, 0, (width - 1, height - 1)).astype(int)
     high = np.clip(np.ceil(corners.max(0)) + factor, low + 1, (width, height)).astype(int)
-    region = image[low[1] : high[1], low[0] : high[0]]
-    shape = (max(1, region.shape[1] // factor), max(1, region.shape[0] // factor))
-    # What is no whole block at the end lies outside the crop, or at the image's border. Blocks of
-    # whole pixels are averaged many times faster.
-    region = region[: shape[1] * factor, : shape[0] * factor]
-    shrunk = cv2.resize(region, shape, interpolation=cv2.INTER_AREA)
-    ratio = np.array([region.shape[1] / shape[0], region.shape[0] / shape[1]])
-    # Pixel centres: x_region = (x_shrunk + 0.5) * ratio - 0.5.
-    back = np.column_stack((np.diag(ratio), low + (ratio - 1) / 2))
+    # Whole blocks, which are averaged many times faster; the image's border goes on beyond it.
+    shape = -(-(high - low) // factor)
+    right, bottom = low + shape * factor
+    region = image[low[1] : bottom, low[0] : right]
+    over = (max(0, right - width), max(0, bottom - height))
+    if any(over):
+        padded = cv2.copyMakeBorder(region, 0, over[1], 0, over[0], cv2.BORDER_REPLICATE)
+        region = np.asarray(padded, np.uint8)
+    shrunk = cv2.resize(region, shape.tolist(), interpolation=cv2.INTER_AREA)
+    # Pixel centres: x_region = (x_shrunk + 0.5) * factor - 0.5.
+    back = np.column_stack((np.diag((factor, factor)), low + (factor - 1) / 2))
     return np.asarray(shrunk, np.uint8), compose(transform, back)
 
 

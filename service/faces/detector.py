@@ -21,6 +21,7 @@ from service.faces.looks import (
     FACE_MIN_IOU,
     SMALL_FACE,
     SMALL_FACE_MIN_SCORE,
+    SMALL_SIDE,
     SURE_SCORE,
     UNSURE_FACE,
     Found,
@@ -147,19 +148,28 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
 
 
 def _resized(image: UInt8, height: int, width: int) -> UInt8:
-    """`image` at this size, without aliasing."""
-    # Averages of four pixels, again and again, are ten times faster than OpenCV's averages over
-    # areas that are no whole pixels; bilinear sampling does the rest.
-    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
-        half = (image.shape[1] // 2, image.shape[0] // 2)
-        # An odd last row or column is left out.
-        even = image[: 2 * half[1], : 2 * half[0]]
-        image = np.asarray(cv2.resize(even, half, interpolation=cv2.INTER_AREA), np.uint8)
+    """`image` at this size; photos are shrunk by averages and one bilinear step."""
+    if max(image.shape[:2]) <= SMALL_SIDE:
+        shrinks = cv2.INTER_AREA
+    else:
+        shrinks = cv2.INTER_LINEAR
+        image = _halved(image, height, width)
     if image.shape[:2] == (height, width):
         return image
-    enlarges = height > image.shape[0]
-    interpolation = cv2.INTER_CUBIC if enlarges else cv2.INTER_LINEAR
+    interpolation = shrinks if height < image.shape[0] else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
+
+
+def _halved(image: UInt8, height: int, width: int) -> UInt8:
+    """`image` at a half, a quarter ... of its size, as long as that is no smaller."""
+    # Averages of four pixels, again and again, are ten times faster than OpenCV's averages over
+    # areas that are no whole pixels.
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        # An odd last row or column is left out: in all, less than one pixel of the canvas.
+        even = image[: 2 * half[1], : 2 * half[0]]
+        image = np.asarray(cv2.resize(even, half, interpolation=cv2.INTER_AREA), np.uint8)
+    return image
 
 
 def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Found:
@@ -233,13 +243,24 @@ def suppress(faces: Sequence[Face]) -> list[Face]:
 def merge(earlier: Found, looks: Sequence[Found]) -> Found:
     """What one round of looks and the rounds before it have found, in image pixels."""
     seen = [face for found in looks for face in found.faces]
-    faces = [*earlier.faces, *_without_pieces(seen, earlier.faces)]
-    if earlier.faces or len(looks) > 1:
+    # Where a photo is drawn small, half a face may come first.
+    known = _without_pieces(earlier.faces, seen, of_stronger=True)
+    faces = [*known, *_without_pieces(seen, known)]
+    if known or len(looks) > 1:
         faces = suppress(faces)
     doubts = earlier.doubts
     if not all(found.doubts is None for found in looks):
-        doubts = tuple(doubt for found in looks for doubt in found.doubts or ())
+        told = [doubt for found in looks for doubt in found.doubts or ()]
+        doubts = tuple(doubt for doubt in told if not _lies_on(doubt, earlier.faces))
     return Found(tuple(largest_first(faces)), doubts)
+
+
+def _lies_on(doubt: Face, faces: Iterable[Face]) -> bool:
+    """Whether the middle of `doubt` is in the box of one of these."""
+    x1, y1, x2, y2 = doubt.box.tolist()
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    boxes = (face.box.tolist() for face in faces)
+    return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
 
 def largest_first(faces: Iterable[Face]) -> list[Face]:
@@ -247,8 +268,13 @@ def largest_first(faces: Iterable[Face]) -> list[Face]:
     return sorted(faces, key=_area, reverse=True)
 
 
-def _without_pieces(faces: Sequence[Face], known: Sequence[Face]) -> list[Face]:
-    """`faces` but for parts of larger ones: finer looks see an eye or half a face in one."""
+def _without_pieces(
+    faces: Sequence[Face], known: Sequence[Face], *, of_stronger: bool = False
+) -> list[Face]:
+    """`faces` but for parts of larger ones: finer looks see an eye or half a face in one.
+
+    `of_stronger`: parts of those alone that score more than they.
+    """
     if not faces or not known:
         return list(faces)
     boxes, large = (np.stack([face.box for face in some]) for some in (faces, known))
@@ -258,6 +284,9 @@ def _without_pieces(faces: Sequence[Face], known: Sequence[Face]) -> list[Face]:
     own, others = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, large))
     inside = shared > PIECE * own[:, None]
     piece = inside & (shared <= NMS_IOU * (others + own[:, None] - shared))
+    if of_stronger:
+        scores, strengths = (np.array([face.score for face in some]) for some in (faces, known))
+        piece &= strengths > scores[:, None]
     return [face for face, part in zip(faces, piece.any(1), strict=True) if not part]
 
 
@@ -278,40 +307,64 @@ def _overlap(one: Face, other: Face) -> float:
 
 
 def in_image_frame(found: Found, placement: Placement) -> Found:
-    """From canvas to image pixels; what `to_image_frame` refuses is left out."""
-    faces = (to_image_frame(face, placement) for face in found.faces)
-    doubts = (to_image_frame(doubt, placement) for doubt in found.doubts or ())
-    return Found(
-        tuple(face for face in faces if face is not None),
-        None if found.doubts is None else tuple(d for d in doubts if d is not None),
-    )
+    """From canvas to image pixels.
+
+    What a region's border cuts is left out, since the tile beside it shows it whole, or it is large
+    enough to have been found before; where there is no such tile, it is a doubt.
+    """
+    faces, cut = _moved(found.faces, placement)
+    if found.doubts is None:
+        return Found(tuple(faces))
+    doubts, _ = _moved(found.doubts, placement)
+    return Found(tuple(faces), (*doubts, *(cut if placement.look.alone else ())))
+
+
+def _moved(faces: Iterable[Face], placement: Placement) -> tuple[list[Face], list[Face]]:
+    """In image pixels: those that are whole, and those that the region's border cuts."""
+    whole: list[Face] = []
+    cut: list[Face] = []
+    for face in faces:
+        moved = to_image_frame(face, placement)
+        if moved is not None:
+            (cut if _is_cut(face, placement) else whole).append(moved)
+    return whole, cut
 
 
 def to_image_frame(face: Face, placement: Placement) -> Face | None:
     """A face in canvas pixels -> in image pixels, box cut at the image.
 
-    None where it is centred outside the image, where its landmarks are no face (all in one point),
-    or where a tile's inner border cuts it: the tile beside it shows it whole, or it is large enough
-    to have been found before.
+    None where it is centred outside the image, or its landmarks are no face (all in one point).
     """
     height, width = placement.image_size
-    origin = np.array((0, 0) if placement.look.region is None else placement.look.region[:2])
-    offset = np.array(placement.offset, np.float32)
-    corners = (face.box.reshape(2, 2) - offset) / placement.look.scale + origin.astype(np.float32)
+    corners = _corners(face, placement)
     centre = corners.mean(0)
     if not (0 <= centre[0] < width and 0 <= centre[1] < height):
         return None  # seen in the replicated border
-    if placement.look.region is not None and _is_cut(corners, placement):
-        return None
     box = np.clip(corners, 0, (width, height)).reshape(4).astype(np.float32)
-    landmarks = ((face.landmarks - offset) / placement.look.scale + origin).astype(np.float32)
+    landmarks = _in_image(face.landmarks, placement)
     if not np.ptp(landmarks, axis=0).max() > LEAST_SPREAD:
         return None
     return Face(box, landmarks, face.score, longer_side(face))
 
 
-def _is_cut(corners: Float32, placement: Placement) -> bool:
-    assert placement.look.region is not None
+def _corners(face: Face, placement: Placement) -> Float32:
+    """[2,2] of its box, image pixels."""
+    return _in_image(face.box.reshape(2, 2), placement)
+
+
+def _in_image(points: Float32, placement: Placement) -> Float32:
+    """Points [N,2] of the canvas, in image pixels."""
+    origin = np.array((0, 0) if placement.look.region is None else placement.look.region[:2])
+    offset = np.array(placement.offset, np.float32)
+    moved = (points - offset) / placement.look.scale + origin.astype(np.float32)
+    return np.asarray(moved, np.float32)
+
+
+def _is_cut(face: Face, placement: Placement) -> bool:
+    """Whether a border of the look's region goes through it, other than the image's own."""
+    if placement.look.region is None:
+        return False
+    corners = _corners(face, placement)
     height, width = placement.image_size
     x1, y1, x2, y2 = placement.look.region
     low = np.array((x1 or -np.inf, y1 or -np.inf))
@@ -410,5 +463,5 @@ class FaceDetector:
 
 
 def _area(face: Face) -> float:
-    x1, y1, x2, y2 = face.box
+    x1, y1, x2, y2 = face.box.tolist()
     return float((x2 - x1) * (y2 - y1))

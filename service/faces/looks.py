@@ -55,6 +55,8 @@ SMALLEST_SURE_FACE = 32
 # count score less.
 DOUBT_SCORE, SURE_SCORE = 0.1, 0.9
 FIRST_DOUBT_SCORE = 0.05
+# What was looked at by itself, larger, and scores less is settled.
+SPOT_DOUBT_SCORE = 0.2
 # Above this size a face that counts is no doubt, whatever it scores.
 UNSURE_FACE = SMALL_FACE
 # Larger faces outgrow the anchors of a finer look and are seen in pieces there.
@@ -93,14 +95,16 @@ class Look:
     """The part that is drawn, x1, y1, x2, y2 in image pixels; None: the whole image."""
     doubt_score: float | None = None
     """What scores too low to count is told of from here on; None: earlier doubts stay."""
+    alone: bool = False
+    """Whether no other look shows what the region's border cuts: it is told of as a doubt."""
 
     def shows(self, face: Face) -> bool:
         """Whether the middle of `face` (image pixels) is in the region."""
         if self.region is None:
             return True
-        x, y = (face.box[:2] + face.box[2:]) / 2
+        x, y = _middle(face)
         x1, y1, x2, y2 = self.region
-        return bool(x1 <= x < x2 and y1 <= y < y2)
+        return x1 <= x < x2 and y1 <= y < y2
 
 
 @dataclass(frozen=True)
@@ -150,20 +154,20 @@ class Round:
 class Spots:
     """Before a round that doubts would call for: each doubt by itself, if that is less work.
 
-    What is found so may call for the round after all, and what is not is no doubt any more.
+    What is found so, or stays in doubt, may call for the round after all.
     """
 
-    instead_of: Round
+    later: Round
     size: tuple[int, int]
     """(height, width) of the image, pixels."""
 
     def wanted(self, found: Found) -> tuple[Look, ...]:
         """The looks to take after the rounds before have `found` so much; mostly none."""
-        later = self.instead_of
+        later = self.later
         if not found.faces and later.when_empty:
             return ()
         taken_anyway = later.around(later.small(found))
-        doubts = [d for d in later.doubts(found) if not any(k.shows(d) for k in taken_anyway)]
+        doubts = [d for d in later.doubts(found) if not set(later.around([d])) <= set(taken_anyway)]
         spots = _spots(doubts, later.looks[0], *self.size)
         few = len(spots) <= MOST_SPOTS
         worth = _pixels(spots) <= SPOTS_SHARE * _pixels(later.around(doubts))
@@ -187,7 +191,14 @@ def closer_look(face: Face, height: int, width: int) -> Look | None:
 
 def longer_side(face: Face) -> float:
     """Of its box, in the pixels it is given in."""
-    return float((face.box[2:] - face.box[:2]).max())
+    x1, y1, x2, y2 = face.box.tolist()
+    return float(max(x2 - x1, y2 - y1))
+
+
+def _middle(face: Face) -> tuple[float, float]:
+    """x, y of its box's middle."""
+    x1, y1, x2, y2 = face.box.tolist()
+    return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 def fitting_canvas(
@@ -281,7 +292,13 @@ def _spots(doubts: Sequence[Face], like: Look, height: int, width: int) -> tuple
             small = longer_side(doubt) * like.scale <= SPOT_FILL * FACE_CANVAS[0]
             canvas = FACE_CANVAS if small else SQUARE
             region = _region_around(doubt, canvas[0] / like.scale, height, width)
-            spots.append(replace(like, canvas=canvas, region=region, doubt_score=math.inf))
+            spots.append(
+                replace(
+                    like, canvas=canvas, region=region, doubt_score=SPOT_DOUBT_SCORE, alone=True
+                )
+            )
+            if len(spots) > MOST_SPOTS:
+                break
     return tuple(spots)
 
 
@@ -289,15 +306,15 @@ def _shows_well(spot: Look, face: Face, height: int, width: int) -> bool:
     """Whether there is room around the face in the spot's region."""
     assert spot.region is not None
     x1, y1, x2, y2 = spot.region
-    x, y = (face.box[:2] + face.box[2:]) / 2
+    x, y = _middle(face)
     room = max(longer_side(face), SMALLEST_SURE_FACE / spot.scale) / 2 / SPOT_FILL
     across = (x1 == 0 or x - room >= x1) and (x2 == width or x + room <= x2)
-    return bool(across and (y1 == 0 or y - room >= y1) and (y2 == height or y + room <= y2))
+    return across and (y1 == 0 or y - room >= y1) and (y2 == height or y + room <= y2)
 
 
 def _region_around(face: Face, side: float, height: int, width: int) -> Region:
     """The part of an image of this size that a square of `side` pixels around the face covers."""
-    x, y = (face.box[:2] + face.box[2:]) / 2
+    x, y = _middle(face)
     reach = side / 2
     return (
         max(0, round(x - reach)),

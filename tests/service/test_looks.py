@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -96,7 +97,7 @@ def test_a_large_doubt_gets_a_larger_canvas_and_one_that_outgrows_it_none() -> N
     assert look.canvas == (320, 320)
     too_large = Found((sure,), (face(0, 0, 300, 300, 0.5),))
     assert spots.wanted(too_large) == ()
-    assert spots.instead_of.wanted(too_large) == ()
+    assert spots.later.wanted(too_large) == ()
 
 
 def test_many_doubts_are_looked_at_all_at_once() -> None:
@@ -105,14 +106,14 @@ def test_many_doubts_are_looked_at_all_at_once() -> None:
     found = Found((sure,), tuple(doubts))
     assert len(doubts) > MOST_SPOTS
     assert spots.wanted(found) == ()
-    assert spots.instead_of.wanted(found) == spots.instead_of.looks
+    assert spots.later.wanted(found) == spots.later.looks
 
 
 def test_doubts_beside_a_small_face_are_left_to_the_search_it_calls_for() -> None:
     spots, small = spots_at_first(), face(300, 100, 330, 140)
     found = Found((small,), (face(0, 0, 30, 30, 0.5),))
     assert spots.wanted(found) == ()
-    assert spots.instead_of.wanted(found) == spots.instead_of.looks
+    assert spots.later.wanted(found) == spots.later.looks
 
 
 def test_what_a_spot_does_not_show_is_no_doubt_any_more(
@@ -171,6 +172,45 @@ def test_a_piece_of_a_known_face_is_no_face() -> None:
     assert merge(known, [Found((face(50, 50, 110, 110),))]).faces == known.faces
     beside = face(210, 0, 270, 60)
     assert len(merge(known, [Found((beside,))]).faces) == 2
+
+
+def test_a_piece_that_came_first_gives_way_to_the_whole_face() -> None:
+    half, whole = face(50, 50, 110, 110, 0.6), face(0, 0, 200, 200, 0.8)
+    assert merge(Found((half,)), [Found((whole,))]).faces == (whole,)
+    surer = face(50, 50, 110, 110, 0.9)
+    assert merge(Found((surer,)), [Found((whole,))]).faces == (whole, surer)
+
+
+def test_what_a_spot_cuts_stays_in_doubt(networks: Networks, portrait: UInt8) -> None:
+    """The tile beside a tile shows it whole; beside a spot there is none."""
+    tile = Look((320, 320), 1.0, 0.7, region=(225, 20, 512, 320), doubt_score=0.1)
+    for look, doubts in ((tile, 0), (replace(tile, alone=True), 1)):
+        (found,) = networks.detector.find([place(portrait, look)])
+        assert found.faces == ()
+        assert len(found.doubts or ()) == doubts
+
+
+def test_a_doubt_on_a_known_face_is_none() -> None:
+    known = Found((face(0, 0, 200, 200),), ())
+    on_it, beside = face(90, 90, 120, 120, 0.3), face(300, 90, 330, 120, 0.3)
+    assert merge(known, [Found((), (on_it, beside))]).doubts == (beside,)
+
+
+def test_a_doubt_in_two_tiles_is_left_to_both() -> None:
+    """A small face calls for the tile on the left alone, whose border cuts the doubt."""
+    turns = plan_rounds(960, 1280)
+    at = next(i for i, t in enumerate(turns) if isinstance(t, Round) and len(t.looks) == 4)
+    spots, tiles = turns[at - 1], turns[at]
+    assert isinstance(spots, Spots)
+    assert isinstance(tiles, Round)
+    left, right = (look.region for look in tiles.looks[:2])
+    assert left is not None
+    assert right is not None
+    x = (left[2] + right[0]) / 2
+    large, small = face(500, 500, 800, 800), face(100, 100, 130, 130)
+    doubt = face(x - 30, 100, x + 30, 160, 0.3)
+    looks = spots.wanted(Found((large, small), (doubt,)))
+    assert [look.shows(doubt) for look in looks] == [True]
 
 
 def test_doubts_are_those_of_the_last_look_that_tells() -> None:
