@@ -34,7 +34,7 @@ from training.runs import TrainedRun
 
 CPU = SessionSettings("cpu")
 # Of release_int8: images that the scales come from, and percentage points of accuracy.
-CALIBRATION_IMAGES, MOST_LOSS = 256, 0.3
+CALIBRATION_IMAGES, MOST_LOSS = 1024, 0.3
 # What the contracts of a model and of its twin need not have in common.
 TWINS_DIFFER_IN = {
     "name",
