@@ -39,7 +39,7 @@ def test_an_empty_crop_has_none() -> None:
 def test_a_reply_tells_a_blurred_face(client: httpx.Client, portrait: NDArray[np.uint8]) -> None:
     sharp, soft = (
         reply_of(client, pixels)["faces"][0]["sharpness"]
-        for pixels in (portrait, blurred(portrait, 5))
+        for pixels in (portrait, blurred(portrait, 6))
     )
     assert soft < 0.002 < 0.01 < sharp
 
