@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from service.contract import ModelContract
 from training.augmentation import Augmentation
-from training.backbones import Backbone
+from training.backbones import Backbone, load_backbone
 from training.config import TrainingConfig
 from training.crops import CropDataset, normalise
 from training.datasets.ferplus import FOLDERS, LABELS
@@ -194,3 +194,26 @@ def contract_for(network: Lan, config: TrainingConfig) -> ModelContract:
     provenance = {"labels": list(LABELS), "dataset": "made up", "protocol": "majority"}
     contract = make_contract(network, config, provenance, ModelFacts("made-up", "test", "none"))
     return contract.model_copy(update={"validation_accuracy": 0.5, "temperature": 1.25})
+
+
+def a_lan(config: TrainingConfig, seed: int) -> Lan:
+    """A lively network whose PReLUs differ by channel."""
+    torch.manual_seed(seed)
+    backbone = load_backbone(config.backbone, None)
+    network = enliven(Lan(backbone, len(LABELS), fusion=config.fusion)).eval()
+    for module in network.modules():
+        if isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, -0.3, 0.5)
+    return network
+
+
+def some_images() -> Tensor:
+    """[4,3,112,112], always the same."""
+    return torch.randn(4, 3, 112, 112, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def logits(network: Lan, images: Tensor) -> Tensor:
+    """What `network` answers to images [N,3,S,S]: [N,K]."""
+    answers: Tensor = network(images).logits
+    return answers

@@ -6,27 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from tests.training.made_up import contract_for, enliven
+from tests.training.made_up import a_lan, contract_for, logits, some_images
 from training.averaging import averaged
-from training.backbones import CheckpointError, load_backbone
+from training.backbones import CheckpointError
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
 from training.export import export_onnx
-from training.lan import Lan
 from training.recovery import fold
 from training.runs import TrainedRun
 
 
 def a_run(seed: int, fusion: str = "add") -> TrainedRun:
-    torch.manual_seed(seed)
     config = TrainingConfig(fusion=fusion)  # type: ignore[arg-type]
-    network = enliven(Lan(load_backbone(config.backbone, None), len(LABELS), fusion=fusion)).eval()
-    for module in network.modules():
-        if isinstance(module, nn.PReLU):
-            nn.init.uniform_(module.weight, -0.3, 0.5)
-    return TrainedRun(network, config, {"labels": list(LABELS)}, epoch=1)
+    return TrainedRun(a_lan(config, seed), config, {"labels": list(LABELS)}, epoch=1)
 
 
 def file_of(run: TrainedRun, path: Path) -> Path:
@@ -34,25 +27,16 @@ def file_of(run: TrainedRun, path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(4, 3, 112, 112, generator=torch.Generator().manual_seed(5))
-
-
-@torch.no_grad()
-def logits(network: Lan, images: Tensor) -> Tensor:
-    answers: Tensor = network(images).logits
-    return answers
-
-
-def test_folding_changes_no_answer(images: Tensor) -> None:
+def test_folding_changes_no_answer() -> None:
+    images = some_images()
     network = a_run(1).network
     torch.testing.assert_close(
         logits(fold(network), images), logits(network, images), atol=1e-4, rtol=1e-4
     )
 
 
-def test_a_run_averaged_with_itself_answers_as_before(tmp_path: Path, images: Tensor) -> None:
+def test_a_run_averaged_with_itself_answers_as_before(tmp_path: Path) -> None:
+    images = some_images()
     run = a_run(1)
     same = averaged(run, file_of(run, tmp_path / "model.onnx"))
     torch.testing.assert_close(

@@ -12,8 +12,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from tests.training.made_up import contract_for, enliven
-from training.backbones import CheckpointError, load_backbone
+from tests.training.made_up import a_lan, contract_for, logits
+from training.backbones import CheckpointError
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
 from training.export import export_onnx
@@ -22,14 +22,10 @@ from training.recovery import recover, settle
 
 
 def exported(folder: Path, config: TrainingConfig, *, leaky: bool = False) -> tuple[Lan, Path]:
-    torch.manual_seed(3)
-    backbone = load_backbone(config.backbone, None)
-    network = enliven(Lan(backbone, len(LABELS), fusion=config.fusion)).eval()
+    network = a_lan(config, seed=3)
     for module in network.modules():
-        if isinstance(module, nn.PReLU):
-            nn.init.uniform_(module.weight, -0.3, 0.5)
-            if leaky:
-                nn.init.constant_(module.weight, 0.2)
+        if leaky and isinstance(module, nn.PReLU):
+            nn.init.constant_(module.weight, 0.2)
     path = folder / "model.onnx"
     export_onnx(network, contract_for(network, config), path)
     return network, path
@@ -38,12 +34,6 @@ def exported(folder: Path, config: TrainingConfig, *, leaky: bool = False) -> tu
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(5))
-
-
-@torch.no_grad()
-def logits(network: Lan, images: Tensor) -> Tensor:
-    answers: Tensor = network(images).logits
-    return answers
 
 
 @pytest.mark.parametrize("fusion", ["add", "concat"])
