@@ -191,7 +191,7 @@ def test_what_speaks_against_an_answer_is_said(
 
 
 def test_a_blurred_face_is_not_to_be_relied_on(visit: Visit, portrait: NDArray[np.uint8]) -> None:
-    soft = cv2.GaussianBlur(portrait, (0, 0), 5)
+    soft = cv2.GaussianBlur(portrait, (0, 0), 6)
     visit.pick(("soft.png", png(np.asarray(soft, np.uint8))))
     expect(visit.page.locator(".warning")).to_contain_text("the face is blurred")
     visit.screenshot("blurred")
