@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from training.backbones import CheckpointError
+from training.datasets.records import file_digests
 from training.lan import Lan
 from training.recovery import fold, recover
 from training.runs import TrainedRun
@@ -29,7 +30,7 @@ def averaged(run: TrainedRun, path: Path) -> TrainedRun:
         )
     network = fold(run.network)
     network.load_state_dict(_mean(network, other.network))
-    origin = f"{path.name} (SHA-256 {other.sha256})"
+    origin = f"{path.name} (SHA-256 {file_digests([path])[0]})"
     return replace(run, network=network, provenance=run.provenance | {"averaged_with": origin})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ class RecoveredModel:
     labels: tuple[str, ...]
     backbone: str
     fusion: str
-    sha256: str
-    """Of the file."""
 
 
 def recover(path: Path) -> RecoveredModel:
@@ -68,8 +65,7 @@ def recover(path: Path) -> RecoveredModel:
     difference = largest_difference(LanForExport(network), path, contract.input_size)
     if not difference <= TOLERANCE:
         raise CheckpointError(f"{path}: taken back, its answers differ by {difference:.2g}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return RecoveredModel(network, contract.labels, contract.backbone, contract.fusion, digest)
+    return RecoveredModel(network, contract.labels, contract.backbone, contract.fusion)
 
 
 @torch.no_grad()

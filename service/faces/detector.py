@@ -29,6 +29,7 @@ from service.faces.looks import (
     Turn,
     closer_look,
     longer_side,
+    middle,
     plan_rounds,
 )
 from service.runtime import LoadedModel, SessionSettings, load_model
@@ -257,8 +258,7 @@ def merge(earlier: Found, looks: Sequence[Found]) -> Found:
 
 def _lies_on(doubt: Face, faces: Iterable[Face]) -> bool:
     """Whether the middle of `doubt` is in the box of one of these."""
-    x1, y1, x2, y2 = doubt.box.tolist()
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    x, y = middle(doubt)
     boxes = (face.box.tolist() for face in faces)
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
@@ -324,19 +324,19 @@ def _moved(faces: Iterable[Face], placement: Placement) -> tuple[list[Face], lis
     whole: list[Face] = []
     cut: list[Face] = []
     for face in faces:
-        moved = to_image_frame(face, placement)
+        corners = _in_image(face.box.reshape(2, 2), placement)
+        moved = _in_image_frame(face, corners, placement)
         if moved is not None:
-            (cut if _is_cut(face, placement) else whole).append(moved)
+            (cut if _is_cut(corners, placement) else whole).append(moved)
     return whole, cut
 
 
-def to_image_frame(face: Face, placement: Placement) -> Face | None:
-    """A face in canvas pixels -> in image pixels, box cut at the image.
+def _in_image_frame(face: Face, corners: Float32, placement: Placement) -> Face | None:
+    """A face in canvas pixels -> in image pixels, its box (`corners` [2,2]) cut at the image.
 
     None where it is centred outside the image, or its landmarks are no face (all in one point).
     """
     height, width = placement.image_size
-    corners = _corners(face, placement)
     centre = corners.mean(0)
     if not (0 <= centre[0] < width and 0 <= centre[1] < height):
         return None  # seen in the replicated border
@@ -347,11 +347,6 @@ def to_image_frame(face: Face, placement: Placement) -> Face | None:
     return Face(box, landmarks, face.score, longer_side(face))
 
 
-def _corners(face: Face, placement: Placement) -> Float32:
-    """[2,2] of its box, image pixels."""
-    return _in_image(face.box.reshape(2, 2), placement)
-
-
 def _in_image(points: Float32, placement: Placement) -> Float32:
     """Points [N,2] of the canvas, in image pixels."""
     origin = np.array((0, 0) if placement.look.region is None else placement.look.region[:2])
@@ -360,11 +355,10 @@ def _in_image(points: Float32, placement: Placement) -> Float32:
     return np.asarray(moved, np.float32)
 
 
-def _is_cut(face: Face, placement: Placement) -> bool:
-    """Whether a border of the look's region goes through it, other than the image's own."""
+def _is_cut(corners: Float32, placement: Placement) -> bool:
+    """Whether a border of the look's region, other than the image's own, goes through a box."""
     if placement.look.region is None:
         return False
-    corners = _corners(face, placement)
     height, width = placement.image_size
     x1, y1, x2, y2 = placement.look.region
     low = np.array((x1 or -np.inf, y1 or -np.inf))

@@ -102,7 +102,7 @@ class Look:
         """Whether the middle of `face` (image pixels) is in the region."""
         if self.region is None:
             return True
-        x, y = _middle(face)
+        x, y = middle(face)
         x1, y1, x2, y2 = self.region
         return x1 <= x < x2 and y1 <= y < y2
 
@@ -195,7 +195,7 @@ def longer_side(face: Face) -> float:
     return float(max(x2 - x1, y2 - y1))
 
 
-def _middle(face: Face) -> tuple[float, float]:
+def middle(face: Face) -> tuple[float, float]:
     """x, y of its box's middle."""
     x1, y1, x2, y2 = face.box.tolist()
     return (x1 + x2) / 2, (y1 + y2) / 2
@@ -306,7 +306,7 @@ def _shows_well(spot: Look, face: Face, height: int, width: int) -> bool:
     """Whether there is room around the face in the spot's region."""
     assert spot.region is not None
     x1, y1, x2, y2 = spot.region
-    x, y = _middle(face)
+    x, y = middle(face)
     room = max(longer_side(face), SMALLEST_SURE_FACE / spot.scale) / 2 / SPOT_FILL
     across = (x1 == 0 or x - room >= x1) and (x2 == width or x + room <= x2)
     return across and (y1 == 0 or y - room >= y1) and (y2 == height or y + room <= y2)
@@ -314,7 +314,7 @@ def _shows_well(spot: Look, face: Face, height: int, width: int) -> bool:
 
 def _region_around(face: Face, side: float, height: int, width: int) -> Region:
     """The part of an image of this size that a square of `side` pixels around the face covers."""
-    x, y = _middle(face)
+    x, y = middle(face)
     reach = side / 2
     return (
         max(0, round(x - reach)),

@@ -207,9 +207,9 @@ def a_lan(config: TrainingConfig, seed: int) -> Lan:
     return network
 
 
-def some_images() -> Tensor:
-    """[4,3,112,112], always the same."""
-    return torch.randn(4, 3, 112, 112, generator=torch.Generator().manual_seed(5))
+def some_images(count: int) -> Tensor:
+    """[count,3,112,112], always the same."""
+    return torch.randn(count, 3, 112, 112, generator=torch.Generator().manual_seed(5))
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def file_of(run: TrainedRun, path: Path) -> Path:
 
 
 def test_folding_changes_no_answer() -> None:
-    images = some_images()
+    images = some_images(4)
     network = a_run(1).network
     torch.testing.assert_close(
         logits(fold(network), images), logits(network, images), atol=1e-4, rtol=1e-4
@@ -36,7 +36,7 @@ def test_folding_changes_no_answer() -> None:
 
 
 def test_a_run_averaged_with_itself_answers_as_before(tmp_path: Path) -> None:
-    images = some_images()
+    images = some_images(4)
     run = a_run(1)
     same = averaged(run, file_of(run, tmp_path / "model.onnx"))
     torch.testing.assert_close(

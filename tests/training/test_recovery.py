@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from tests.training.made_up import a_lan, contract_for, logits
+from tests.training.made_up import a_lan, contract_for, logits, some_images
 from training.backbones import CheckpointError
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
@@ -33,7 +33,7 @@ def exported(folder: Path, config: TrainingConfig, *, leaky: bool = False) -> tu
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(5))
+    return some_images(6)
 
 
 @pytest.mark.parametrize("fusion", ["add", "concat"])
