@@ -220,10 +220,9 @@ def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
             f"Beside the labels it learnt from the answers and features of `{teacher}` "
             f"(weight {config.teacher_weight:g})"
         )
-    if config.share_slopes_epochs:
+    if config.relu:
         told.append(
-            "PReLU slopes approached their layer's mean over the first "
-            f"{config.share_slopes_epochs:g} epochs, so the file has LeakyReLUs"
+            "All its PReLUs but the last were replaced by ReLUs that were fitted to them first"
         )
     return told
 

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from training.augmentation import Augmentation
 
+# Choices that runs of earlier versions had.
+FORMER = frozenset({"share_slopes_epochs"})
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -48,9 +51,10 @@ class TrainingConfig:
     freeze_epochs: int = 0
     freeze_from: int = 0
     """Epochs after which they are frozen for good, which halves an epoch's cost; 0: never."""
-    share_slopes_epochs: float = 0.0
-    """PReLU slopes approach their layer's mean over this many epochs and stay there: the exported
-    network has LeakyReLUs, which ONNX Runtime fuses; 0 leaves a slope per channel."""
+    relu: bool = False
+    """ReLUs in place of PReLUs, but for the last one (MobileFaceNet): a network that starts with
+    slopes is fitted anew without. They cost nothing at inference, and a run's teacher makes up for
+    most of what they lose."""
     teacher_weight: float = 1.0
     """Of the distillation loss, where a run is given a teacher."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -71,4 +75,5 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
         """The inverse of `as_dict`."""
-        return cls(**{**values, "augmentation": Augmentation(**values["augmentation"])})
+        kept = {name: value for name, value in values.items() if name not in FORMER}
+        return cls(**{**kept, "augmentation": Augmentation(**values["augmentation"])})

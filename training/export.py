@@ -66,10 +66,15 @@ class SplitPReLU(nn.Module):
 
 
 def replace_prelus(network: nn.Module) -> None:
-    """PReLUs become LeakyReLUs (which are fused) where all slopes are equal, else SplitPReLUs."""
+    """PReLUs become ReLUs or LeakyReLUs (which are fused) where all slopes are 0, or equal.
+
+    The others become SplitPReLUs.
+    """
     for name, module in network.named_children():
         if not isinstance(module, nn.PReLU):
             replace_prelus(module)
+        elif not module.weight.any():
+            setattr(network, name, nn.ReLU())
         elif bool((module.weight == module.weight[0]).all()):
             setattr(network, name, nn.LeakyReLU(module.weight[0].item()))
         else:

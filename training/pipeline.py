@@ -16,7 +16,7 @@ from torch import Tensor
 
 from service.faces.detector import FaceDetector
 from service.runtime import SessionSettings
-from training.backbones import load_backbone
+from training.backbones import MobileFaceNet, load_backbone
 from training.config import TrainingConfig
 from training.crops import GRID, CropDataset, batches, normalise
 from training.datasets.records import DatasetError, Split, evenly_spread, file_digests
@@ -36,7 +36,8 @@ from training.guidance import (
 )
 from training.lan import Lan
 from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
-from training.recovery import recover, settle
+from training.recovery import fold, recover, settle
+from training.rectifying import inner_prelus, rectify
 from training.runs import load_run
 from training.tracking import write_run_file
 from training.trainer import CHECKPOINT, Trainer, TrainingError
@@ -46,6 +47,8 @@ from training.turning import MAX_TURN_DEGREES
 BATCH = 64
 # Crops that a network taken back from its file is settled on.
 SETTLING_IMAGES = 2048
+# And those that ReLUs are fitted to.
+RECTIFYING_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,28 @@ def _material(
     maps = guidance_for(train, network, config, paths).maps if config.alpha else None
     if paths.start and paths.weights is not None:
         _start_from(paths.start, network, train, config)
+    if config.relu:
+        _rectify(network, train)
     return train, validation, network, maps
+
+
+def _rectify(network: Lan, train: PreparedSplit) -> None:
+    """Take the slopes from a backbone that has any. Raises TrainingError where it cannot be."""
+    folded = fold(network)
+    if not isinstance(folded.backbone, MobileFaceNet):
+        raise TrainingError("relu works with the mobilefacenet backbone only")
+    if any(bool(prelu.weight.any()) for prelu in inner_prelus(folded.backbone)):
+        images = torch.cat(list(_some_images(network, train, RECTIFYING_IMAGES)))
+        rectify(folded.backbone, images)
+        network.load_state_dict(folded.state_dict())
+        settle(network, _some_images(network, train, SETTLING_IMAGES))
+
+
+def _some_images(network: Lan, train: PreparedSplit, count: int) -> Iterator[Tensor]:
+    """Batches of so many images of the split, evenly spread, as the network wants them."""
+    chosen = evenly_spread(len(train.split), count)
+    split, faces = train.split.subset(chosen), train.faces.subset(chosen)
+    return _images(CropDataset(split, faces, network.backbone.input_size))
 
 
 def _start_from(path: Path, network: Lan, train: PreparedSplit, config: TrainingConfig) -> None:
@@ -242,9 +266,7 @@ def _start_from(path: Path, network: Lan, train: PreparedSplit, config: Training
         state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
     network.load_state_dict(state, strict=False)
     if path.is_file():
-        chosen = evenly_spread(len(train.split), SETTLING_IMAGES)
-        split, faces = train.split.subset(chosen), train.faces.subset(chosen)
-        settle(network, _images(CropDataset(split, faces, network.backbone.input_size)))
+        settle(network, _some_images(network, train, SETTLING_IMAGES))
 
 
 def _teacher(path: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:

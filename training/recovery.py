@@ -158,22 +158,37 @@ def _fill(network: Lan, graph: onnx.GraphProto) -> None:
             _only_bias(bn, torch.from_numpy(np.array(arrays[node.input[2]])))
         elif conv.bias is not None:
             _copy(conv.bias, arrays[node.input[2]])
-    prelus = [m for m in network.modules() if isinstance(m, nn.PReLU)]
-    for prelu, slope in zip(prelus, _slopes(graph, arrays), strict=True):
+    by_convolution = dict(zip(convolutions, nodes, strict=True))
+    for conv, prelu in _activated(network):
+        slope = _slope(by_convolution[conv].output[0], graph, arrays)
         _copy(prelu.weight, np.broadcast_to(slope.reshape(-1), prelu.weight.shape))
     _copy(network.classifier.weight, arrays["network.classifier.weight"])
     _copy(network.classifier.bias, arrays["network.classifier.bias"])
 
 
-def _slopes(graph: onnx.GraphProto, arrays: dict[str, Array]) -> Iterator[Array]:
-    """Of each PReLU in order, in whichever of its forms it was exported."""
-    for node in graph.node:
-        if node.op_type == "PRelu":
-            yield arrays[node.input[1]]
-        elif node.op_type == "LeakyRelu":
-            yield np.array([a.f for a in node.attribute if a.name == "alpha"], np.float32)
-        elif node.op_type == "Mul" and node.input[0].endswith(".slope"):
-            yield arrays[node.input[0]]
+def _activated(network: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.PReLU]]:
+    """Every PReLU and the convolution before it."""
+    conv: nn.Conv2d | None = None
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            conv = module
+        elif isinstance(module, nn.PReLU) and conv is not None:
+            yield conv, module
+
+
+def _slope(name: str, graph: onnx.GraphProto, arrays: dict[str, Array]) -> Array:
+    """Of the PReLU that reads the value `name`, in whichever of its forms it was exported."""
+    readers = {node.op_type: node for node in graph.node if name in node.input}
+    if "PRelu" in readers:
+        return arrays[readers["PRelu"].input[1]]
+    if "LeakyRelu" in readers:
+        alpha = [a.f for a in readers["LeakyRelu"].attribute if a.name == "alpha"]
+        return np.array(alpha, np.float32)
+    if "Mul" in readers:
+        return arrays[readers["Mul"].input[0]]
+    if "Relu" in readers:
+        return np.zeros(1, np.float32)
+    raise ValueError(f"{name} has no activation")
 
 
 def _copy(target: Tensor, source: Array) -> None:

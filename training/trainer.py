@@ -24,7 +24,7 @@ from training.distributed import World
 from training.evaluation import Evaluation, evaluate
 from training.lan import Lan, LanOutput
 from training.progress import progress
-from training.slopes import share_slopes, slopes
+from training.rectifying import inner_prelus
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -233,7 +233,6 @@ class Trainer:
         for step, batch in enumerate(bar):
             done = (self.epoch + step / steps) / self.config.epochs
             loss = self.step(batch, done)
-            self._share_slopes(self.epoch * steps + step, steps)
             sums += torch.stack((loss.classification, loss.guidance)).detach()
             bar.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
         classification, guidance = self.world.mean(sums / steps).tolist()
@@ -284,15 +283,6 @@ class Trainer:
         loss.total.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    def _share_slopes(self, step: int, steps: int) -> None:
-        """After step `step` of the run, of `steps` an epoch. What is shared is never learnt."""
-        end = round(self.config.share_slopes_epochs * steps)
-        if step < end:
-            share_slopes(self.network, step / end, (step + 1) / end)
-        if step + 1 == end:
-            # Weights averaged until now were learnt beside other slopes.
-            self.average.load_state_dict(self.network.state_dict())
-
     def set_mode(self) -> None:
         """Make the network ready for steps of the current epoch: what learns, what is frozen."""
         self.network.train().requires_grad_(True)
@@ -300,9 +290,9 @@ class Trainer:
         if self.epoch < self.config.freeze_epochs or late:
             for module in frozen_stages(self.network, self.config.freeze_before):
                 module.requires_grad_(False).eval()
-        if self.config.share_slopes_epochs:
-            for slope in slopes(self.network):
-                slope.requires_grad_(False)
+        if self.config.relu and isinstance(self.network.backbone, MobileFaceNet):
+            for prelu in inner_prelus(self.network.backbone):
+                prelu.requires_grad_(False)
         self._model = self.world.wrapped(self._compiled)
 
     def _validate(self, validation: CropDataset) -> Evaluation:

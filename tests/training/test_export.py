@@ -178,16 +178,19 @@ def test_the_baseline_says_that_it_has_no_attention(tmp_path: Path) -> None:
 # --- PReLU and LeakyReLU -----------------------------------------------------------------------
 
 
-def test_equal_slopes_become_leaky_and_compute_the_same(tmp_path: Path) -> None:
+def test_equal_slopes_are_fused_and_compute_the_same(tmp_path: Path) -> None:
     network = enliven(Lan(load_backbone("mobilefacenet", None), 8))
     slopes = [m for m in network.modules() if isinstance(m, nn.PReLU)]
     for index, module in enumerate(slopes[::2]):
         module.weight.data.fill_((0.0, 0.1, -0.2)[index % 3])
     shared = copy.deepcopy(network)
     replace_prelus(shared)
-    leaky = [m for m in shared.modules() if isinstance(m, nn.LeakyReLU)]
-    split = [m for m in shared.modules() if isinstance(m, SplitPReLU)]
-    assert len(leaky) == len(slopes[::2])
+    relus, leaky, split = (
+        [m for m in shared.backbone.modules() if isinstance(m, kind)]
+        for kind in (nn.ReLU, nn.LeakyReLU, SplitPReLU)
+    )
+    assert len(relus) == len(slopes[::6])
+    assert len(leaky) == len(slopes[2::6]) + len(slopes[4::6])
     assert len(split) == len(slopes[1::2])
     images = clouds(3, 112, seed=2)
     with torch.no_grad():

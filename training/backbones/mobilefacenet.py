@@ -16,6 +16,8 @@ from training.backbones.checkpoints import CheckpointError, load_exactly
 BATCH_NORM_EPS = 1e-3
 FEATURE_CHANNELS = 512
 INPUT_SIZE = 112
+# Of a bottleneck: pointwise, depthwise, pointwise without an activation.
+PARTS = ("sep", "dw", "proj")
 # InsightFace's recognition head and the reference pair that the file carries beside the backbone.
 HEAD_PREFIXES = ("conv_6dw7_7.", "fc1_", "pre_fc1_", "reference.")
 
@@ -87,21 +89,26 @@ class MobileFaceNet(nn.Module):
         self.add_module(f"{name}_conv_proj", ConvUnit((expanded, outputs), linear=True))
         self._bottlenecks.append((name, stride == 1))
 
-    def stages(self) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
+    def stages(self) -> Iterator[tuple[str, tuple[ConvUnit, ...]]]:
         """The network from input to output: (name, its units)."""
         yield "conv_1", (self.conv_1,)
         yield "conv_2_dw", (self.conv_2_dw,)
         for name, _ in self._bottlenecks:
-            yield name, tuple(self.get_submodule(f"{name}_conv_{p}") for p in ("sep", "dw", "proj"))
+            yield name, tuple(self._unit(f"{name}_conv_{part}") for part in PARTS)
         yield "conv_6sep", (self.conv_6sep,)
+
+    def _unit(self, name: str) -> ConvUnit:
+        unit = self.get_submodule(name)
+        assert isinstance(unit, ConvUnit), "bottlenecks are made of them"
+        return unit
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         x = self.conv_2_dw(self.conv_1(x))
         for name, residual in self._bottlenecks:
             y = x
-            for part in ("sep", "dw", "proj"):
-                y = self.get_submodule(f"{name}_conv_{part}")(y)
+            for part in PARTS:
+                y = self._unit(f"{name}_conv_{part}")(y)
             x = x + y if residual else y
         return self.conv_6sep(x)  # type: ignore[no-any-return]
 
