@@ -71,7 +71,7 @@ class Batcher(Generic[Item, Result]):
         *,
         key: Callable[[Item], Hashable],
         limits: BatchLimits,
-        observer: BatchObserver,
+        observer: BatchObserver | None = None,
     ) -> None:
         self._name = name
         self._run = run
@@ -80,6 +80,8 @@ class Batcher(Generic[Item, Result]):
         self._observer = observer
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._changed = threading.Condition()
+        # Of run_here and the workers together: each run has its memory.
+        self._slots = threading.Semaphore(limits.workers)
         self._idle = 0
         self._closed = False
         self._running: set[_Entry[Item, Result]] = set()
@@ -113,6 +115,18 @@ class Batcher(Generic[Item, Result]):
             # When one failed, nobody waits for the others.
             for future in futures:
                 future.cancel()
+
+    def run_here(self, item: Item) -> Result:
+        """The result for one item, run in the calling thread, past the queue and its workers.
+
+        Raises UnavailableError once closed, InferenceError where it failed.
+        """
+        if self._closed:
+            raise UnavailableError("the service is shutting down")
+        results, error = self._run_counted([item])
+        if error is not None:
+            raise _failure(self._name, error)
+        return results[0]
 
     def _enqueue(self, items: Sequence[Item]) -> list[asyncio.Future[Batched[Result]]]:
         loop = asyncio.get_running_loop()
@@ -192,21 +206,27 @@ class Batcher(Generic[Item, Result]):
 
     def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
         started = time.perf_counter()
-        error: Exception | None = None
-        results: Sequence[Result] = ()
-        try:
-            results = self._run([entry.item for entry in batch])
-            if len(results) != len(batch):
-                error = ValueError(f"{len(results)} results for {len(batch)} items")
-        except Exception as caught:  # noqa: BLE001 - whatever it is, every waiter must hear of it
-            error = caught
-        self._observer.batch_finished(
-            len(batch), time.perf_counter() - started, failed=error is not None
-        )
+        results, error = self._run_counted([entry.item for entry in batch])
         if error is None:
             self._on_loop(_deliver, batch, list(results), started)
         else:
             self._on_loop(_fail_all, batch, error, self._name)
+
+    def _run_counted(self, items: Sequence[Item]) -> tuple[Sequence[Result], Exception | None]:
+        started = time.perf_counter()
+        error: Exception | None = None
+        results: Sequence[Result] = ()
+        try:
+            with self._slots:
+                results = self._run(items)
+            if len(results) != len(items):
+                error = ValueError(f"{len(results)} results for {len(items)} items")
+        except Exception as caught:  # noqa: BLE001 - whatever it is, every waiter must hear of it
+            error = caught
+        seconds = time.perf_counter() - started
+        if self._observer is not None:
+            self._observer.batch_finished(len(items), seconds, failed=error is not None)
+        return results, error
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None, "start() was called"
@@ -227,9 +247,13 @@ def _deliver(
 
 def _fail_all(batch: Sequence[_Entry[Item, Result]], cause: Exception, name: str) -> None:
     for entry in batch:
-        error = InferenceError(f"the {name} failed")
-        error.__cause__ = cause
-        _fail(entry.future, error)
+        _fail(entry.future, _failure(name, cause))
+
+
+def _failure(name: str, cause: Exception) -> InferenceError:
+    error = InferenceError(f"the {name} failed")
+    error.__cause__ = cause
+    return error
 
 
 def _fail(future: asyncio.Future[Batched[Result]], error: Exception) -> None:

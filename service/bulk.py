@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+
 from service.buckets import locate, read_photo_file
 from service.errors import BulkError, ImageFileError, OutputError, RequestError, ServiceError
 from service.local import Recognizer, read_file
@@ -65,6 +67,7 @@ class PhotoReader:
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         # Ray gives a worker one CPU unless told otherwise.
+        cv2.setNumThreads(1)
         self._recognizer = Recognizer.load(
             **{"image_workers": "1", "inference_workers": "1"} | dict(settings)
         )

@@ -32,7 +32,7 @@ from service.errors import ImageFileError, PayloadTooLargeError, ServiceError
 from service.imaging import DecodedImage, ImageLimits, from_pillow
 from service.metrics import Metrics
 from service.options import check_options
-from service.pipeline import Networks, Pipeline, load_networks
+from service.pipeline import Networks, Pipeline, Recognition, load_networks
 from service.replies import ReplyWriter
 from service.schemas import PredictOptions, PredictReply
 from service.settings import Settings, available_cpus, load_settings
@@ -72,7 +72,7 @@ class Recognizer:
         # The pipeline refuses what does not fit into its queues; in process, callers wait.
         self._permits = threading.BoundedSemaphore(settings.max_in_flight_images)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="recognizer")
-        self._pipeline = Pipeline(networks, settings, pool=self._pool, metrics=Metrics())
+        self._pipeline = Pipeline(networks, settings, metrics=Metrics())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="recognizer-loop", daemon=True
@@ -198,21 +198,24 @@ class Recognizer:
     async def _recognize(self, photo: Photo, options: PredictOptions, *, draw: bool) -> Answer:
         offload = partial(self._loop.run_in_executor, self._pool)
         opened = await offload(partial(_open, photo, self._limits))
-        recognition = await self._pipeline.recognize(
-            opened,
-            max_faces=options.max_faces,
-            min_score=options.min_score,
-            whole=draw,
-        )
         writer = ReplyWriter(
             classifier=self.networks.classifier,
             options=options,
             request_id=uuid.uuid4().hex,
             receive_seconds=0.0,
         )
-        reply = await offload(partial(writer.reply, recognition))
-        picture = await offload(partial(writer.drawn, recognition)) if draw else None
-        return Answer(reply, picture)
+
+        def answer(recognition: Recognition) -> Answer:
+            picture = writer.drawn(recognition) if draw else None
+            return Answer(writer.reply(recognition), picture)
+
+        return await self._pipeline.recognize(
+            opened,
+            answer,
+            max_faces=options.max_faces,
+            min_score=options.min_score,
+            whole=draw,
+        )
 
 
 def _outcome(future: Future[Answer]) -> Answer | ServiceError:

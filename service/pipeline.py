@@ -1,7 +1,7 @@
 """From the bytes of a photo to faces with expressions: the one place that joins the stages.
 
-Decoding, resizing and alignment run in a small pool of threads, the networks in their batchers'
-workers; the event loop only waits.
+A photo is read on a lane, a thread that keeps it as long as it can; several looks or faces at once,
+and everything that a GPU runs, go through the networks' queues. The event loop only waits.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Batcher, BatchLimits
 from service.budgets import NoRoomError, Room
+from service.errors import UnavailableError
 from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
 from service.faces.detector import (
@@ -32,23 +31,23 @@ from service.faces.detector import (
     merge,
     refined,
 )
-from service.faces.looks import FINE_SIDES, Found, Look, Turn, closer_look
+from service.faces.looks import FINE_SIDES, Found, Look, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
 from service.precision import load_expression
+from service.runtime import PROVIDER_NAMES
 from service.settings import Settings, available_cpus
 from service.watch import StageWatch
 
 UInt8 = NDArray[np.uint8]
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CPU = PROVIDER_NAMES["cpu"]
 GPU_WORKERS = 2  # one batch runs while the next is stacked and copied
 # Of the detector and the classifier. On a CPU a batch takes as long as its items one by one, and
 # more memory.
 CPU_BATCHES, GPU_BATCHES = (1, 4), (8, 32)
 MAX_LOOKS = 16  # of one round of the detector
-MERGED_AT_ONCE = 100  # faces that cost the event loop less than handing them to a thread
 STAGES: tuple[Stage, ...] = ("decode", "detect", "classify")
 
 
@@ -109,14 +108,17 @@ class Recognition:
     """decode, detect, classify, queue (everything that was waiting) and total."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Task:
     """One call of recognize."""
 
     photo: bytes | DecodedImage
     min_score: float | None
+    max_faces: int
     whole: bool
     clock: StageClock
+    is_dropped: bool = False
+    """Nobody waits any more: its work is not worth a network's time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,34 @@ class _Subject:
     pixels: UInt8
     face: Face
     in_photo: Face
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What a photo needs a network to run before it goes on."""
+
+    stage: Stage
+    network: Batcher[Any, Any]
+    items: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Done(Generic[Result]):
+    """A photo at its end."""
+
+    result: Result
+
+
+_Steps = Generator[_Wanted, Any, Result]
+
+
+@dataclass(frozen=True, eq=False)
+class _Lap:
+    """A photo's next turn on a lane, with what the network gave that it wanted."""
+
+    steps: _Steps[Any]
+    results: list[Any] | None
+    task: _Task
 
 
 class StageClock:
@@ -163,16 +193,15 @@ class Pipeline:
         networks: Networks,
         settings: Settings,
         *,
-        pool: ThreadPoolExecutor,
         metrics: Metrics,
         watch: StageWatch | None = None,
     ) -> None:
         self.networks = networks
         self._limits = ImageLimits(settings.max_body_bytes, settings.max_image_pixels)
         self._settings = settings
-        self._pool = pool
         self._metrics = metrics
         watch = watch or StageWatch()
+        self._decode_image = watch.watched("image", decode_image)
         workers = settings.inference_workers or _default_workers(networks.provider)
         detector_batch, classifier_batch = _batch_sizes(networks.provider, settings)
         self._detector: Batcher[Placement, Found] = Batcher(
@@ -197,6 +226,15 @@ class Pipeline:
             ),
             observer=metrics.batches_of("classifier"),
         )
+        self._lanes: Batcher[_Lap, _Wanted | _Done[Any] | Exception] = Batcher(
+            "lane",
+            lambda laps: [self._advance(lap) for lap in laps],
+            key=lambda _: None,
+            limits=BatchLimits(
+                1, settings.max_in_flight_images, _lanes(networks.provider, settings)
+            ),
+        )
+        self._run_on_lanes = _unbatched(networks.provider, settings)
         # Photos wait for their turn as files, not as pixels, and are answered in the order they
         # came rather than all at the end.
         self._turns = asyncio.Semaphore(
@@ -205,6 +243,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Start the workers, on the event loop that will call recognize()."""
+        self._lanes.start()
         self._detector.start()
         self._classifier.start()
         self._metrics.watch_queue("detector", lambda: self._detector.queued)
@@ -212,125 +251,162 @@ class Pipeline:
 
     async def drain(self, timeout_seconds: float) -> None:
         """Finish what is queued, then stop."""
+        await self._lanes.drain(timeout_seconds)
         await self._detector.drain(timeout_seconds)
         await self._classifier.drain(timeout_seconds)
 
     async def recognize(
         self,
         photo: bytes | DecodedImage,
+        then: Callable[[Recognition], Result],
         *,
         max_faces: int | None = None,
         min_score: float | None = None,
         room: Room | None = None,
         whole: bool = False,
-    ) -> Recognition:
-        """Read a photo, encoded or not; options that are None take the service's settings.
+    ) -> Result:
+        """Read a photo, encoded or not, and answer what `then` makes of it, in a worker thread.
 
-        Where `room` is given, the photo's pixels are taken of it, after a wait where need be.
-        `whole` asks for every pixel of the photo in the result; else a large JPEG may be decoded
-        at a half, a quarter or an eighth of its size. Cancelling the call takes its work out of
-        the queues. Raises what decode_image raises, InferenceError where a network failed,
-        UnavailableError while draining.
+        Options that are None take the service's settings. Where `room` is given, the photo's pixels
+        are taken of it, after a wait where need be. `whole` asks for every pixel of the photo in
+        the result; else a large JPEG may be decoded at a half, a quarter or an eighth of its size.
+        Cancelling the call takes its work out of the queues. Raises what decode_image raises,
+        InferenceError where a network failed, UnavailableError while draining.
         """
-        threshold = self._settings.min_score if min_score is None else min_score
-        task = _Task(photo, threshold, whole, StageClock())
-        async with self._turns:
-            image, placements = await self._open_in(room, task)
-            found = await self._detect(image, placements, task)
-            limit = self._settings.max_faces if max_faces is None else max_faces
-            faces = await self._refine(image, found.faces[:limit], task)
-            subjects = await self._subjects(image, faces, task)
-            read = await self._run("classify", self._classifier, subjects, task.clock)
+        task = _Task(
+            photo,
+            self._settings.min_score if min_score is None else min_score,
+            self._settings.max_faces if max_faces is None else max_faces,
+            whole,
+            StageClock(),
+        )
+        try:
+            async with self._turns:
+                try:
+                    return await self._follow(
+                        self._steps(task, then, None if room is None else room.require), task
+                    )
+                except NoRoomError as full:
+                    assert room is not None, "it was asked"
+                    await room.wait_for(full.pixels)
+                return await self._follow(self._steps(task, then, None), task)
+        finally:
+            task.is_dropped = True
+
+    async def _follow(self, steps: _Steps[Result], task: _Task) -> Result:
+        """Take a photo through its steps: on a lane, and through a network's queue in between."""
+        results: list[Any] | None = None
+        while True:
+            [lap] = await self._lanes.submit([_Lap(steps, results, task)])
+            if isinstance(lap.result, Exception):
+                raise lap.result
+            if not isinstance(lap.result, _Wanted):
+                done: _Done[Result] = lap.result
+                return done.result
+            wanted = lap.result
+            results = await self._run(wanted, task.clock)
+
+    def _advance(self, lap: _Lap) -> _Wanted | _Done[Any] | Exception:
+        """Take one photo on, as far as it comes without the networks' queues."""
+        try:
+            wanted = lap.steps.send(lap.results)
+            while self._runs_here(wanted):
+                wanted = lap.steps.send(self._run_here(wanted, lap.task))
+        except StopIteration as end:
+            return _Done(end.value)
+        except Exception as error:  # noqa: BLE001 - raised where the photo is waited for
+            return error
+        return wanted
+
+    def _runs_here(self, wanted: _Wanted) -> bool:
+        # From thread to thread, a photo leaves a core's caches behind. Where batches gain nothing,
+        # only several items of a photo that is alone are done sooner elsewhere, side by side.
+        crowded = self._lanes.queued > 0
+        return wanted.stage in self._run_on_lanes and (len(wanted.items) == 1 or crowded)
+
+    def _run_here(self, wanted: _Wanted, task: _Task) -> list[Any]:
+        started = time.perf_counter()
+        results = []
+        for item in wanted.items:
+            if task.is_dropped:
+                raise UnavailableError("nobody waits for this photo")
+            results.append(wanted.network.run_here(item))
+        task.clock.add(wanted.stage, time.perf_counter() - started)
+        return results
+
+    async def _run(self, wanted: _Wanted, clock: StageClock) -> list[Any]:
+        asked = time.perf_counter()
+        outcomes = await wanted.network.submit(wanted.items)
+        waited = min(outcome.queued_seconds for outcome in outcomes)
+        clock.add(wanted.stage, time.perf_counter() - asked - waited)
+        return [outcome.result for outcome in outcomes]
+
+    def _steps(
+        self,
+        task: _Task,
+        then: Callable[[Recognition], Result],
+        require: Callable[[int], None] | None,
+    ) -> _Steps[Result]:
+        """A photo from its bytes to what is made of it; yields what a network is to run."""
+        image = self._decode(task, None if task.whole else FINE_SIDES[-1], require)
+        found = NOTHING
+        for turn in self.networks.detector.rounds(*image.pixels.shape[:2]):
+            # The plan says which of its later rounds it needs.
+            if looks := turn.wanted(found):
+                found = merge(found, (yield from self._look(image, looks, task)))
+        faces = yield from self._refine(image, found.faces[: task.max_faces], task)
+        subjects = self._subjects(image, faces, task)
+        read: list[ReadFace] = []
+        if subjects:
+            read = yield _Wanted("classify", self._classifier, subjects)
         recognition = Recognition(image, tuple(read), len(found.faces), task.clock.finish())
         self._record(recognition)
-        return recognition
-
-    async def _open_in(
-        self, room: Room | None, task: _Task
-    ) -> tuple[DecodedImage, list[Placement]]:
-        require = None if room is None else room.require
-        try:
-            return await self._offload(partial(self._open, task, require))
-        except NoRoomError as full:
-            assert room is not None, "it was asked"
-            await room.wait_for(full.pixels)
-        return await self._offload(partial(self._open, task, None))
-
-    def _open(
-        self, task: _Task, require: Callable[[int], None] | None
-    ) -> tuple[DecodedImage, list[Placement]]:
-        with task.clock.measure("decode"):
-            image = self._decode(task.photo, None if task.whole else FINE_SIDES[-1], require)
-        return image, self._place(image, self._rounds(image)[0].wanted(NOTHING), task)
+        return then(recognition)
 
     def _decode(
         self,
-        photo: bytes | DecodedImage,
+        task: _Task,
         enough: int | None = None,
         require: Callable[[int], None] | None = None,
     ) -> DecodedImage:
-        if isinstance(photo, DecodedImage):
-            return photo
-        return decode_image(photo, self._limits, admit=require, enough=enough)
+        if isinstance(task.photo, DecodedImage):
+            return task.photo
+        with task.clock.measure("decode"):
+            return self._decode_image(task.photo, self._limits, admit=require, enough=enough)
 
-    async def _detect(
-        self, image: DecodedImage, placements: Sequence[Placement], task: _Task
-    ) -> Found:
-        """All faces, in pixels of `image`; the plan says which of its later rounds it needs."""
-        looked = await self._run("detect", self._detector, placements, task.clock)
-        found = await self._merge(NOTHING, looked)
-        for turn in self._rounds(image)[1:]:
-            if looks := turn.wanted(found):
-                placements = await self._offload(partial(self._place, image, looks, task))
-                looked = await self._run("detect", self._detector, placements, task.clock)
-                found = await self._merge(found, looked)
+    def _look(
+        self, image: DecodedImage, looks: Sequence[Look], task: _Task
+    ) -> Generator[_Wanted, list[Any], list[Found]]:
+        """What each of these looks shows, in pixels of `image`."""
+        place = self.networks.detector.place
+        with task.clock.measure("detect"):
+            placements = [place(image.pixels, look, task.min_score) for look in looks]
+        found: list[Found] = yield _Wanted("detect", self._detector, placements)
         return found
 
-    async def _merge(self, earlier: Found, looked: Sequence[Found]) -> Found:
-        if sum(len(found.faces) for found in looked) <= MERGED_AT_ONCE:
-            return merge(earlier, looked)
-        return await self._offload(partial(merge, earlier, looked))
-
-    async def _refine(
+    def _refine(
         self, image: DecodedImage, faces: Sequence[Face], task: _Task
-    ) -> Sequence[Face]:
+    ) -> Generator[_Wanted, list[Any], Sequence[Face]]:
         """The faces, those with coarse landmarks after a closer look."""
         height, width = image.pixels.shape[:2]
         looks = {face: closer_look(face, height, width) for face in faces}
         wanted = {face: look for face, look in looks.items() if look is not None}
         if not wanted:
             return faces
-        place = partial(self._place, image, tuple(wanted.values()), task)
-        placements = await self._offload(place)
-        closer = await self._run("detect", self._detector, placements, task.clock)
+        closer = yield from self._look(image, tuple(wanted.values()), task)
         better = dict(zip(wanted, map(refined, wanted, closer), strict=True))
         return largest_first(better.get(face, face) for face in faces)
 
-    def _rounds(self, image: DecodedImage) -> tuple[Turn, ...]:
-        height, width = image.pixels.shape[:2]
-        return self.networks.detector.rounds(height, width)
-
-    def _place(self, image: DecodedImage, looks: Sequence[Look], task: _Task) -> list[Placement]:
-        place = self.networks.detector.place
-        with task.clock.measure("detect"):
-            return [place(image.pixels, look, task.min_score) for look in looks]
-
-    async def _subjects(
-        self, image: DecodedImage, faces: Sequence[Face], task: _Task
-    ) -> list[_Subject]:
+    def _subjects(self, image: DecodedImage, faces: Sequence[Face], task: _Task) -> list[_Subject]:
         """What the classifier reads, with enough pixels for its crops."""
         enlarged = (self.networks.classifier.scale(face) > 1 for face in faces)
         source = image
         if image.reduction > 1 and any(enlarged):
-            source = await self._offload(partial(self._decode_again, task))
+            source = self._decode(task)
         ratio = image.reduction / source.reduction
         return [
             _Subject(source.pixels, face.scaled(ratio), _in_photo(face, image)) for face in faces
         ]
-
-    def _decode_again(self, task: _Task) -> DecodedImage:
-        with task.clock.measure("decode"):
-            return self._decode(task.photo)
 
     def _read(self, subjects: Sequence[_Subject]) -> list[ReadFace]:
         """One batch: cut the faces out, read them."""
@@ -341,24 +417,6 @@ class Pipeline:
             ReadFace(FoundFace(s.in_photo, head_pose(s.in_photo.landmarks), crop), reading)
             for s, crop, reading in zip(subjects, crops, readings, strict=True)
         ]
-
-    async def _offload(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    async def _run(
-        self,
-        stage: Stage,
-        batcher: Batcher[Item, Result],
-        items: Sequence[Item],
-        clock: StageClock,
-    ) -> list[Result]:
-        if not items:
-            return []
-        asked = time.perf_counter()
-        outcomes = await batcher.submit(items)
-        waited = min(outcome.queued_seconds for outcome in outcomes)
-        clock.add(stage, time.perf_counter() - asked - waited)
-        return [outcome.result for outcome in outcomes]
 
     def _record(self, recognition: Recognition) -> None:
         self._metrics.observe_stages(recognition.seconds)
@@ -382,16 +440,32 @@ def _photos_side_by_side(
     provider: str, workers: int, detector_batch: int, settings: Settings
 ) -> int:
     # On a CPU, enough that no core waits while a photo goes from one thread to the next.
-    if provider == "CPUExecutionProvider":
+    if provider == CPU:
         return workers * (detector_batch + 2)
     return settings.max_in_flight_images
 
 
+def _lanes(provider: str, settings: Settings) -> int:
+    image_workers = settings.image_workers or available_cpus()
+    if provider != CPU:
+        return image_workers
+    return min(image_workers, settings.inference_workers or available_cpus())
+
+
+def _unbatched(provider: str, settings: Settings) -> frozenset[Stage]:
+    """The stages whose network gains nothing by batches, and was not told to make any."""
+    sizes: dict[Stage, int] = {
+        "detect": settings.max_detector_batch,
+        "classify": settings.max_classifier_batch,
+    }
+    return frozenset(stage for stage, size in sizes.items() if provider == CPU and not size)
+
+
 def _batch_sizes(provider: str, settings: Settings) -> tuple[int, int]:
-    usual = CPU_BATCHES if provider == "CPUExecutionProvider" else GPU_BATCHES
+    usual = CPU_BATCHES if provider == CPU else GPU_BATCHES
     return settings.max_detector_batch or usual[0], settings.max_classifier_batch or usual[1]
 
 
 def _default_workers(provider: str) -> int:
     # One thread an inference and one inference a core gives a CPU the most photos a second.
-    return available_cpus() if provider == "CPUExecutionProvider" else GPU_WORKERS
+    return available_cpus() if provider == CPU else GPU_WORKERS

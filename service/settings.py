@@ -64,28 +64,30 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=256,
-        description="Batches of one network that run side by side; 0: one a CPU core, two on a "
+        description="Inferences of one network that run side by side; 0: one a CPU core, two on a "
         "GPU. Each holds one batch in memory.",
     )
     image_workers: int = Field(
         0,
         ge=0,
         le=256,
-        description="Threads that decode, resize, align and draw; 0: one a CPU core. Each may "
-        "hold an image of max_image_pixels.",
+        description="Threads that decode, resize, align and draw, and on a CPU run the networks on "
+        "a photo with one face; 0: one a CPU core. Each may hold an image of max_image_pixels.",
     )
     max_detector_batch: int = Field(
         0,
         ge=0,
         le=256,
-        description="Images in one run of the detector; 0: one on a CPU, where more gain no time, "
-        "8 on a GPU. Memory grows with it (about 20 MB an image on the largest canvas).",
+        description="Images in one run of the detector, of several photos where they wait; 0: one "
+        "on a CPU, where more gain no time, 8 on a GPU. Memory grows with it (about 20 MB an image "
+        "on the largest canvas).",
     )
     max_classifier_batch: int = Field(
         0,
         ge=0,
         le=1024,
-        description="Faces in one run of the expression network; 0: 4 on a CPU, 32 on a GPU.",
+        description="Faces in one run of the expression network; 0: 4 of one photo on a CPU, 32 of "
+        "any on a GPU.",
     )
     max_in_flight_images: int = Field(
         64,

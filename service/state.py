@@ -71,9 +71,7 @@ class ServiceState:
 
     async def _load_and_warm_up(self, load: LoadNetworks) -> None:
         networks = await asyncio.to_thread(load, self.settings)
-        pipeline = Pipeline(
-            networks, self.settings, pool=self.pool, metrics=self.metrics, watch=self._watch
-        )
+        pipeline = Pipeline(networks, self.settings, metrics=self.metrics, watch=self._watch)
         pipeline.start()
         self._pipeline = pipeline
         contract = networks.classifier.contract

@@ -44,11 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises StartupError where the service cannot start."""
     # Not at the top: the other commands, --help and completion do without the web framework.
+    import cv2
+
     from service.app import create_app
     from service.server import listen, make_server, url_of
 
     keep_resident_memory_low()
     sys.setswitchinterval(SWITCH_SECONDS)
+    # Photos are read side by side: to share one among threads of OpenCV's takes more CPU time.
+    cv2.setNumThreads(1)
     failures: list[StartupError] = []
 
     def started(failure: StartupError | None) -> None:

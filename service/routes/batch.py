@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -163,11 +162,13 @@ async def _item(
 async def _read(service: ServiceState, photo: bytes, writer: ReplyWriter) -> PredictReply:
     # Its own room: the pixels of one photo of a request must not wait for those of another.
     with service.pixels.room() as room:
-        recognition = await service.pipeline.recognize(
-            photo, max_faces=writer.options.max_faces, min_score=writer.options.min_score, room=room
+        return await service.pipeline.recognize(
+            photo,
+            writer.reply,
+            max_faces=writer.options.max_faces,
+            min_score=writer.options.min_score,
+            room=room,
         )
-        write = partial(writer.reply, recognition)
-        return await asyncio.get_running_loop().run_in_executor(service.pool, write)
 
 
 def _problem_item(service: ServiceState, error: ProblemError, writer: ReplyWriter) -> BatchItem:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -139,24 +137,27 @@ async def _answer(
     media_type: ReplyType,
     room: Room,
 ) -> Response:
-    recognition = await service.pipeline.recognize(
+    def write(recognition: Recognition) -> tuple[Recognition, str | bytes]:
+        started = time.perf_counter()
+        content: str | bytes
+        if media_type == "application/json":
+            content = writer.json(recognition)
+        else:
+            content = writer.picture(recognition, media_type)
+        service.metrics.observe_stages(
+            {"receive": writer.receive_seconds, "render": time.perf_counter() - started}
+        )
+        return recognition, content
+
+    recognition, content = await service.pipeline.recognize(
         photo,
+        write,
         max_faces=writer.options.max_faces,
         min_score=writer.options.min_score,
         room=room,
         whole=media_type != "application/json",
     )
     request.state.log_fields = _log_fields(recognition)
-    write = (
-        partial(writer.json, recognition)
-        if media_type == "application/json"
-        else partial(writer.picture, recognition, media_type)
-    )
-    started = time.perf_counter()
-    content = await asyncio.get_running_loop().run_in_executor(service.pool, write)
-    service.metrics.observe_stages(
-        {"receive": writer.receive_seconds, "render": time.perf_counter() - started}
-    )
     headers = {"Server-Timing": _server_timing(recognition), "Vary": "Accept"}
     return Response(content, media_type=media_type, headers=headers)
 

@@ -309,8 +309,9 @@ async def _recognize_all(service: ServiceState, images: Sequence[bytes]) -> list
 async def _recognize(service: ServiceState, image: bytes) -> _Read:
     # Its own room: the pixels of one image of a request must not wait for those of another.
     with service.pixels.room() as room:
-        recognition = await service.pipeline.recognize(image, room=room)
-    return _Read(recognition.faces, recognition.seconds)
+        return await service.pipeline.recognize(
+            image, lambda recognition: _Read(recognition.faces, recognition.seconds), room=room
+        )
 
 
 def _reply(name: str, service: ServiceState, asked: Asked, read: Sequence[_Read]) -> Response:

@@ -51,6 +51,7 @@ def grey_photo(brightness: int, side: int = 64) -> bytes:
 
 
 def queued_images(server: RunningServer) -> float | None:
+    """Those that wait for a batch of the detector."""
     registry = server.state.metrics.registry
     return registry.get_sample_value("lan_fer_queued_items", {"network": "detector"})
 

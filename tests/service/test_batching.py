@@ -272,3 +272,53 @@ def test_drain_that_takes_too_long_answers_every_waiter() -> None:
             network.gate.set()
 
     asyncio.run(scenario())
+
+
+# --- in the calling thread ----------------------------------------------------------------------
+
+
+def test_an_item_may_run_in_the_calling_thread() -> None:
+    async def scenario() -> None:
+        log, threads = Log(), list[str]()
+
+        def run(items: Sequence[int]) -> list[int]:
+            threads.append(threading.current_thread().name)
+            return [item * item for item in items]
+
+        async with batching(run, log=log) as batcher:
+            assert batcher.run_here(7) == 49
+        assert threads == [threading.current_thread().name]
+        assert log.batches == [(1, False)]
+
+    asyncio.run(scenario())
+
+
+def test_what_breaks_in_the_calling_thread_is_raised_there() -> None:
+    async def scenario() -> None:
+        network, log = Network(fails_on=3), Log()
+        network.gate.set()
+        async with batching(network.run, log=log) as batcher:
+            with pytest.raises(InferenceError, match="the network failed") as caught:
+                batcher.run_here(3)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert log.batches == [(1, True)]
+        with pytest.raises(UnavailableError):
+            batcher.run_here(4)
+
+    asyncio.run(scenario())
+
+
+def test_runs_in_calling_threads_count_among_the_workers() -> None:
+    async def scenario() -> None:
+        network = Network()
+        async with batching(network.run, workers=1) as batcher:
+            here = asyncio.create_task(asyncio.to_thread(batcher.run_here, 1))
+            await network.wait_until_entered()
+            queued = await queue(batcher, 2)
+            await asyncio.sleep(0.05)
+            assert network.batches == [[1]], "one at a time, whoever runs it"
+            network.gate.set()
+            assert await here == 1
+            assert values(await queued) == [4]
+
+    asyncio.run(scenario())

@@ -130,7 +130,7 @@ def test_work_of_a_client_that_hangs_up_is_dropped(
     held.wait_until_entered()
     photo = grey_photo(20)
     with raw_request(server, [f"Content-Length: {len(photo)}"], photo):
-        wait_until(lambda: queued_images(server) == 1)
+        wait_until(lambda: server.state.lifecycle.in_flight == 2)
     wait_until(lambda: server.state.lifecycle.in_flight == 1)
     held.gate.set()
     assert first().status_code == 200
