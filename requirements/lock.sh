@@ -19,10 +19,10 @@ lock() { # lock NAME [OPTION...]
         --output-file "requirements/$name.txt" "$@"
 }
 
-lock serve --extra cpu --upgrade
-lock traces --extra cpu --extra otel --upgrade --constraint requirements/serve.txt
+lock serve --extra cpu --extra int8 --upgrade
+lock traces --extra cpu --extra int8 --extra otel --upgrade --constraint requirements/serve.txt
 lock gpu --extra gpu --upgrade --constraint requirements/serve.txt
-lock dev --extra cpu --extra otel --extra cli --extra bulk --extra training --extra dev --upgrade \
+lock dev --extra cpu --extra int8 --extra otel --extra cli --extra bulk --extra training --extra dev --upgrade \
     --constraint requirements/serve.txt --constraint requirements/torch.in
 # For an image whose torch is built for CPUs alone: without torch, and all that PyPI's asks for.
 mapfile -t gpu_only < <(grep -oE '^(torch|torchvision|triton|(cuda|nvidia)-[a-z0-9-]+)==' \

@@ -34,7 +34,7 @@ from service.faces.detector import (
 from service.faces.looks import FINE_SIDES, Found, Look, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.metrics import Metrics, Stage
-from service.precision import load_expression
+from service.precision import load_detector, load_expression
 from service.runtime import PROVIDER_NAMES
 from service.settings import Settings, available_cpus
 from service.watch import StageWatch
@@ -73,7 +73,7 @@ def load_networks(settings: Settings) -> Networks:
     """Load both networks (blocking). Raises a StartupError."""
     session = settings.session_settings
     return Networks(
-        FaceDetector.load(settings.detector_path, session),
+        load_detector(settings.detector_path, settings.precision, session),
         load_expression(settings.model_path, settings.precision, session),
     )
 

@@ -1,4 +1,4 @@
-"""Which of a model's two files runs: the float32 one, or beside it the one in 8-bit integers."""
+"""Which of a network's two files runs: the float32 one, or beside it the one in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from service.contract import int8_description
 from service.errors import ModelFileError
 from service.expression import ExpressionModel
+from service.faces.detector import FaceDetector
 from service.runtime import Precision, SessionSettings, read_model, runs_on_cpu
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -42,6 +43,21 @@ def chosen_file(model_path: Path, precision: Precision, *, gains: bool) -> Path:
     return model_path
 
 
+def load_detector(path: Path, precision: Precision, settings: SessionSettings) -> FaceDetector:
+    """The face detector, in 8 bits where such a file is beside it and gains time, or was asked for.
+
+    Raises a StartupError.
+    """
+    gains = precision == "int8" or (precision == "auto" and _gains(settings))
+    int8 = path.with_suffix(INT8_SUFFIX)
+    if gains and int8.is_file():
+        detector = FaceDetector.load(int8, settings)
+        if detector.description == int8_description(_sha256(path)):
+            return detector
+        logger.warning("%s: was made from another file than %s, which runs", int8, path.name)
+    return FaceDetector.load(path, settings)
+
+
 def load_expression(
     model_path: Path, precision: Precision, settings: SessionSettings
 ) -> ExpressionModel:
@@ -50,8 +66,7 @@ def load_expression(
     An int8 file of another model than the one in `model_path` is never run: a model trained anew
     may have its predecessor's beside it. Raises a StartupError.
     """
-    gains = runs_on_cpu(settings.provider) and has_vnni(_cpuinfo())
-    file = chosen_file(model_path, precision, gains=gains)
+    file = chosen_file(model_path, precision, gains=_gains(settings))
     model = ExpressionModel.load(file, settings)
     if file == model_path or model.description == int8_description(_sha256(model_path)):
         return model
@@ -60,6 +75,10 @@ def load_expression(
         raise ModelFileError(f"{line}; {_mend(model_path)}")
     logger.warning("%s, which runs in its place", line)
     return ExpressionModel.load(model_path, settings)
+
+
+def _gains(settings: SessionSettings) -> bool:
+    return runs_on_cpu(settings.provider) and has_vnni(_cpuinfo())
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from service.detector_int8 import OUTPUT as INT8_DETECTOR
+from service.detector_int8 import RANGES
 from service.errors import ServiceError
 from training.augmentation import Augmentation
 from training.averaging import averaged
@@ -18,6 +20,7 @@ from training.backbones import BACKBONES, CheckpointError
 from training.config import TrainingConfig
 from training.datasets.records import PARTS, DatasetError
 from training.datasets.registry import DATASETS
+from training.detector_ranges import measure_ranges
 from training.detectors import (
     DetectorError,
     build_network,
@@ -34,6 +37,7 @@ from training.release import (
     CALIBRATION_IMAGES,
     MOST_LOSS,
     evaluate_file,
+    load_part,
     release,
     release_int8,
 )
@@ -131,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     _add_quantise(commands)
     _add_detector(commands)
+    _add_ranges(commands)
     _add_throughput(commands)
     add_commands(commands, _add_data, _paths)
     return parser
@@ -174,6 +179,15 @@ def _add_detector(commands: Any) -> None:  # noqa: ANN401
     source.add_argument("--download", action="store_true", help="fetch it into --cache")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="of the download")
     parser.add_argument("--output", type=Path, required=True, help="ONNX file to write")
+
+
+def _add_ranges(commands: Any) -> None:  # noqa: ANN401
+    text = "ranges of the face detector's activations, and its int8 file"
+    parser = commands.add_parser("detector-ranges", help=text)
+    parser.set_defaults(run_command=_ranges)
+    _add_data(parser)
+    parser.add_argument("--ranges", type=Path, default=RANGES, help="to write [%(default)s]")
+    parser.add_argument("--output", type=Path, default=INT8_DETECTOR, help="to write [%(default)s]")
 
 
 def _add_throughput(commands: Any) -> None:  # noqa: ANN401
@@ -308,6 +322,12 @@ def _detector(options: argparse.Namespace) -> None:
     load_checkpoint(network, options.checkpoint or fetch_checkpoint(options.cache))
     difference = export_detector(network, options.output)
     print(f"{options.output}: written; differs from torch by {difference:.1g} at most")
+
+
+def _ranges(options: argparse.Namespace) -> None:
+    faces = load_part(_paths(options, run=Path()), "train")
+    measure_ranges(options.detector, faces, options.ranges, options.output)
+    print(f"{options.ranges} and {options.output}: written")
 
 
 def _throughput(options: argparse.Namespace) -> None:
