@@ -25,8 +25,12 @@ from service.precision import INT8_SUFFIX
 OUTPUT = NETWORK.with_suffix(INT8_SUFFIX)
 RANGES = Path(__file__).with_name("detector_ranges.json")
 # Of the network's parts, those in 8 bits: most of the time, and little of what boxes and landmarks
-# hang on. The first stage sees the image itself, and the heads' numbers are the answer.
-PARTS = ("/fx/stage2", "/fx/stage3", "/fpn/", "/ssh")
+# hang on. The first stage sees the image itself, the heads' numbers are the answer, and of the SSH
+# modules only the wide convolutions gain anything.
+PARTS = (
+    *("/fx/stage2", "/fx/stage3", "/fpn/"),
+    *("/ssh1/conv3X3", "/ssh1/conv5X5_1", "/ssh2/conv3X3"),
+)
 OPERATIONS = ("Conv", "LeakyRelu", "Relu", "Add")
 # 8-bit weights with a scale for each channel came with it.
 OPSET = 13
