@@ -45,6 +45,11 @@ def softmax(logits: Float32, temperature: float) -> Float32:
     return np.asarray(exponentials / exponentials.sum(-1, keepdims=True), np.float32)
 
 
+def _grey(crop: UInt8) -> UInt8:
+    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+
+
 class ExpressionModel:
     """A LAN in ONNX Runtime, used as its contract says. Every method is thread-safe."""
 
@@ -57,8 +62,7 @@ class ExpressionModel:
         self.sha256 = model.sha256
         self.providers = model.providers
         self._session = model.session
-        self._mean = np.array(self.contract.mean, np.float32)
-        self._scale = 1 / np.array(self.contract.std, np.float32)
+        self._scale = 1 / np.array(self.contract.std, np.float32).reshape(-1, 1, 1)
         self._require_interface(source)
         self._require_sound_outputs(source)
 
@@ -88,12 +92,11 @@ class ExpressionModel:
 
     def batch(self, crops: Sequence[UInt8]) -> Float32:
         """The network's input [N,3,S,S] of N aligned crops [S,S,3] uint8 RGB."""
-        pixels = np.stack(crops)
         if self.contract.color_mode == "gray":
-            grey = [cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) for crop in crops]
-            pixels = np.repeat(np.stack(grey)[..., None], 3, axis=-1).astype(np.uint8)
-        normalised = (pixels - self._mean) * self._scale
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), np.float32)
+            crops = [_grey(crop) for crop in crops]
+        batch = np.asarray(cv2.dnn.blobFromImages(crops, mean=self.contract.mean), np.float32)
+        batch *= self._scale
+        return batch
 
     def infer(self, crops: Sequence[UInt8]) -> list[Reading]:
         """Read N aligned crops [S,S,3] uint8 RGB in one run. Raises InferenceError."""
