@@ -1,7 +1,8 @@
 """The dynamic batcher: many callers, one network, batches of whatever is queued when it is idle.
 
 Nothing waits for company: a worker takes what is queued the moment it is idle, and while it runs
-the next batch gathers. The batcher knows nothing of images; both networks use it.
+the next batch gathers. The batcher knows nothing of images; both networks use it, and the lanes on
+which photos are read, one by one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ class Batched(Generic[Result]):
 
     result: Result
     queued_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Run(Generic[Result]):
+    """What came of a batch, and when it started (perf_counter)."""
+
+    results: Sequence[Result]
+    error: BaseException | None
+    started: float
 
 
 class BatchObserver(Protocol):
@@ -116,17 +126,18 @@ class Batcher(Generic[Item, Result]):
             for future in futures:
                 future.cancel()
 
-    def run_here(self, item: Item) -> Result:
+    def run_here(self, item: Item) -> Batched[Result]:
         """The result for one item, run in the calling thread, past the queue and its workers.
 
         Raises UnavailableError once closed, InferenceError where it failed.
         """
         if self._closed:
             raise UnavailableError("the service is shutting down")
-        results, error = self._run_counted([item])
-        if error is not None:
-            raise _failure(self._name, error)
-        return results[0]
+        asked = time.perf_counter()
+        run = self._run_counted([item])
+        if run.error is not None:
+            raise _failure(self._name, run.error)
+        return Batched(run.results[0], run.started - asked)
 
     def _enqueue(self, items: Sequence[Item]) -> list[asyncio.Future[Batched[Result]]]:
         loop = asyncio.get_running_loop()
@@ -205,28 +216,28 @@ class Batcher(Generic[Item, Result]):
         self._queue = deque(entry for entry in self._queue if not entry.future.cancelled())
 
     def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
-        started = time.perf_counter()
-        results, error = self._run_counted([entry.item for entry in batch])
-        if error is None:
-            self._on_loop(_deliver, batch, list(results), started)
+        run = self._run_counted([entry.item for entry in batch])
+        if run.error is None:
+            self._on_loop(_deliver, batch, list(run.results), run.started)
         else:
-            self._on_loop(_fail_all, batch, error, self._name)
+            self._on_loop(_fail_all, batch, run.error, self._name)
 
-    def _run_counted(self, items: Sequence[Item]) -> tuple[Sequence[Result], Exception | None]:
-        started = time.perf_counter()
-        error: Exception | None = None
+    def _run_counted(self, items: Sequence[Item]) -> _Run[Result]:
+        """Run a batch when one of the slots is free."""
+        error: BaseException | None = None
         results: Sequence[Result] = ()
-        try:
-            with self._slots:
+        with self._slots:
+            started = time.perf_counter()
+            try:
                 results = self._run(items)
-            if len(results) != len(items):
-                error = ValueError(f"{len(results)} results for {len(items)} items")
-        except Exception as caught:  # noqa: BLE001 - whatever it is, every waiter must hear of it
-            error = caught
-        seconds = time.perf_counter() - started
+                if len(results) != len(items):
+                    error = ValueError(f"{len(results)} results for {len(items)} items")
+            except BaseException as caught:  # noqa: BLE001 - every waiter must hear of it
+                error = caught
+            seconds = time.perf_counter() - started
         if self._observer is not None:
             self._observer.batch_finished(len(items), seconds, failed=error is not None)
-        return results, error
+        return _Run(results, error, started)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None, "start() was called"
@@ -245,12 +256,12 @@ def _deliver(
             entry.future.set_result(Batched(result, started - entry.queued_at))
 
 
-def _fail_all(batch: Sequence[_Entry[Item, Result]], cause: Exception, name: str) -> None:
+def _fail_all(batch: Sequence[_Entry[Item, Result]], cause: BaseException, name: str) -> None:
     for entry in batch:
         _fail(entry.future, _failure(name, cause))
 
 
-def _failure(name: str, cause: Exception) -> InferenceError:
+def _failure(name: str, cause: BaseException) -> InferenceError:
     error = InferenceError(f"the {name} failed")
     error.__cause__ = cause
     return error

@@ -22,7 +22,6 @@ from service.detector_weights import OUTPUT as NETWORK
 from service.errors import ModelFileError
 from service.precision import INT8_SUFFIX
 
-OUTPUT = NETWORK.with_suffix(INT8_SUFFIX)
 RANGES = Path(__file__).with_name("detector_ranges.json")
 # Of the network's parts, those in 8 bits: half of its time. With the backbone too, a look takes a
 # seventh less, but every other picture without a face that scores just below a face scores above.
@@ -42,10 +41,22 @@ def quantise_detector(
     """Write `output`, the network in the file `network` with its widest convolutions in 8 bits.
 
     Ranges of activations are read from the file `ranges`; where there are `canvases`, each
-    [1,3,H,W] float32 as the network takes them, they are measured on those and written to it.
-    Raises ModelFileError where a file cannot be read, the package onnx is missing, or `network` is
-    another than the shipped one.
+    [1,3,H,W] float32 as the network takes them, they are measured on those and written to it, once
+    everything has gone well. Raises ModelFileError where a file cannot be read or written, the
+    package onnx is missing, or `network` is another than the shipped one.
     """
+    try:
+        _quantise(network, output, ranges, canvases)
+    except OSError as error:
+        raise ModelFileError(f"{output}: cannot be made ({error})") from error
+
+
+def _quantise(
+    network: Path,
+    output: Path,
+    ranges: Path,
+    canvases: Iterable[NDArray[np.float32]] | None,
+) -> None:
     try:
         import onnx
         from onnxruntime.quantization import (
@@ -56,14 +67,19 @@ def quantise_detector(
         )
     except ImportError as error:
         raise ModelFileError(f"{output}: to make it, `pip install onnx` ({error})") from error
+    content = network.read_bytes()
     try:
-        model = onnx.load(network)
+        model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's DecodeError has no public name
         raise ModelFileError(f"{network}: cannot be read as ONNX ({error})") from error
     if not any(node.name.startswith(PARTS) for node in model.graph.node):
         raise ModelFileError(f"{network}: is no RetinaFace (MobileNet 0.25) as it is shipped")
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=output.parent) as folder:
         prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        cache = Path(folder) / "ranges.json"  # where it is there, it is read and not measured
+        if canvases is None:
+            cache.write_bytes(ranges.read_bytes())
         converted = onnx.version_converter.convert_version(model, OPSET)
         quant_pre_process(converted, prepared, skip_symbolic_shape=True)
         names = [node.name for node in onnx.load(prepared).graph.node]
@@ -77,12 +93,14 @@ def quantise_detector(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibration_cache_path=ranges,
+            calibration_cache_path=cache,
         )
         made = onnx.load(written)
-        made.doc_string = int8_description(hashlib.sha256(network.read_bytes()).hexdigest())
+        made.doc_string = int8_description(hashlib.sha256(content).hexdigest())
         onnx.save(made, written)
         written.chmod(0o644)
+        if canvases is not None:
+            ranges.write_bytes(cache.read_bytes())
         written.replace(output)
 
 
@@ -104,14 +122,17 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m service.detector_int8",
         description="Make the face detector's 8-bit file, which CPUs with VNNI run faster.",
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write [%(default)s]")
+    parser.add_argument("--network", type=Path, default=NETWORK, help="float32 file [%(default)s]")
+    text = "file to write [that name, ending in .int8.onnx, where the service looks for it]"
+    parser.add_argument("--output", type=Path, help=text)
     options = parser.parse_args(arguments)
+    output = options.output or options.network.with_suffix(INT8_SUFFIX)
     try:
-        quantise_detector(NETWORK, options.output)
+        quantise_detector(options.network, output)
     except ModelFileError as error:
         print(f"detector in 8 bits: {error}", file=sys.stderr)
         return 1
-    print(f"{options.output}: written")
+    print(f"{output}: written")
     return 0
 
 

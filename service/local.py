@@ -7,7 +7,7 @@
         print(reply.faces[0].expression.label)
 
 It runs the service's own pipeline, so that the answers are the service's and calls from several
-threads share batches.
+threads share its networks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Photo = str | Path | bytes | bytearray | memoryview | Image.Image | UInt8
 Result = TypeVar("Result")
 
 DEFAULT_OPTIONS = PredictOptions()
-IN_FLIGHT_PER_CPU = 2  # one photo waits for a network while another is decoded
+IN_FLIGHT_PER_CPU = 2  # the next photo is there when a thread is done with one
 CLOSE_SECONDS = 2.0
 
 

@@ -73,7 +73,7 @@ class Metrics:
         self.pixels = self._gauge("pixels_in_flight", "Decoded pixels that are held.")
         self.stage_seconds = self._histogram(
             "stage_duration_seconds",
-            "Time an image spent in one stage; queue is the wait for both networks.",
+            "Time an image spent in one stage; queue is the wait for a thread and the networks.",
             ("stage",),
         )
         self.faces = self._counter("faces_total", "Faces read.", ("expression",))
@@ -89,6 +89,9 @@ class Metrics:
             "queued_items",
             "Looks at images (detector) or faces (classifier) that wait for a batch.",
             network,
+        )
+        self.waiting = self._gauge(
+            "waiting_photos", "Photos accepted that wait for a thread to read them."
         )
         self.batch_size = self._histogram(
             "batch_size", "Items in one run of a network.", network, COUNTS[1:]
@@ -128,6 +131,10 @@ class Metrics:
         """Read what is held in memory whenever the metrics are read."""
         self.body_bytes.set_function(body_bytes)
         self.pixels.set_function(pixels)
+
+    def watch_waiting(self, photos: Callable[[], int]) -> None:
+        """Read how many photos wait whenever the metrics are read."""
+        self.waiting.set_function(photos)
 
     def watch_queue(self, network: Network, length: Callable[[], int]) -> None:
         """Read a queue's length whenever the metrics are read."""

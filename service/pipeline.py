@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -110,15 +110,20 @@ class Recognition:
 
 @dataclass(eq=False)
 class _Task:
-    """One call of recognize."""
+    """One call of recognize; dropped once the call has ended."""
 
     photo: bytes | DecodedImage
     min_score: float | None
     max_faces: int
     whole: bool
     clock: StageClock
+    has_turn: bool = False
     is_dropped: bool = False
-    """Nobody waits any more: its work is not worth a network's time."""
+
+    def require_waiter(self) -> None:
+        """Raises UnavailableError where nobody waits any more: to go on would be in vain."""
+        if self.is_dropped:
+            raise UnavailableError("nobody waits for this photo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +206,8 @@ class Pipeline:
         self._settings = settings
         self._metrics = metrics
         watch = watch or StageWatch()
-        self._decode_image = watch.watched("image", decode_image)
+        # What is no network's run: decoding, resizing, writing the reply.
+        self._send = watch.watched("image", _send)
         workers = settings.inference_workers or _default_workers(networks.provider)
         detector_batch, classifier_batch = _batch_sizes(networks.provider, settings)
         self._detector: Batcher[Placement, Found] = Batcher(
@@ -235,6 +241,10 @@ class Pipeline:
             ),
         )
         self._run_on_lanes = _unbatched(networks.provider, settings)
+        self._is_closed = False
+        self._emptied = asyncio.Event()
+        self._in_hand = 0  # photos that recognize() has taken
+        self._waiting = 0  # and those of them that have no turn yet
         # Photos wait for their turn as files, not as pixels, and are answered in the order they
         # came rather than all at the end.
         self._turns = asyncio.Semaphore(
@@ -246,14 +256,19 @@ class Pipeline:
         self._lanes.start()
         self._detector.start()
         self._classifier.start()
+        self._metrics.watch_waiting(lambda: self._waiting + self._lanes.queued)
         self._metrics.watch_queue("detector", lambda: self._detector.queued)
         self._metrics.watch_queue("classifier", lambda: self._classifier.queued)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Finish what is queued, then stop."""
-        await self._lanes.drain(timeout_seconds)
-        await self._detector.drain(timeout_seconds)
-        await self._classifier.drain(timeout_seconds)
+        self._is_closed = True
+        deadline = time.monotonic() + timeout_seconds
+        if self._in_hand:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), timeout_seconds)
+        for batcher in (self._lanes, self._detector, self._classifier):
+            await batcher.drain(max(0.0, deadline - time.monotonic()))
 
     async def recognize(
         self,
@@ -280,43 +295,64 @@ class Pipeline:
             whole,
             StageClock(),
         )
+        if self._is_closed:
+            raise UnavailableError("the service is shutting down")
+        self._in_hand += 1
+        self._waiting += 1
         try:
             async with self._turns:
+                self._waiting -= 1
+                task.has_turn = True
+                if room is None:
+                    return await self._follow(self._steps(task, then, None), task)
                 try:
-                    return await self._follow(
-                        self._steps(task, then, None if room is None else room.require), task
-                    )
+                    return await self._follow(self._steps(task, then, room.require), task)
                 except NoRoomError as full:
-                    assert room is not None, "it was asked"
-                    await room.wait_for(full.pixels)
+                    pixels = full.pixels
+                # Not within the handler: it would keep the error, and what that refers to, alive.
+                await room.wait_for(pixels)
                 return await self._follow(self._steps(task, then, None), task)
         finally:
-            task.is_dropped = True
+            self._let_go(task)
+
+    def _let_go(self, task: _Task) -> None:
+        task.is_dropped = True
+        self._waiting -= 0 if task.has_turn else 1
+        self._in_hand -= 1
+        if self._is_closed and not self._in_hand:
+            self._emptied.set()
 
     async def _follow(self, steps: _Steps[Result], task: _Task) -> Result:
         """Take a photo through its steps: on a lane, and through a network's queue in between."""
         results: list[Any] | None = None
         while True:
             [lap] = await self._lanes.submit([_Lap(steps, results, task)])
-            if isinstance(lap.result, Exception):
-                raise lap.result
-            if not isinstance(lap.result, _Wanted):
-                done: _Done[Result] = lap.result
+            reached = lap.result
+            del lap
+            if isinstance(reached, Exception):
+                try:
+                    raise reached
+                finally:
+                    del reached  # or the error would hold this frame, which holds the error
+            if not isinstance(reached, _Wanted):
+                done: _Done[Result] = reached
                 return done.result
-            wanted = lap.result
-            results = await self._run(wanted, task.clock)
+            results = await self._run(reached, task.clock)
 
     def _advance(self, lap: _Lap) -> _Wanted | _Done[Any] | Exception:
         """Take one photo on, as far as it comes without the networks' queues."""
+        results = lap.results
         try:
-            wanted = lap.steps.send(lap.results)
-            while self._runs_here(wanted):
-                wanted = lap.steps.send(self._run_here(wanted, lap.task))
+            while True:
+                lap.task.require_waiter()
+                wanted = self._send(lap.steps, results)
+                if not self._runs_here(wanted):
+                    return wanted
+                results = self._run_here(wanted, lap.task)
         except StopIteration as end:
             return _Done(end.value)
         except Exception as error:  # noqa: BLE001 - raised where the photo is waited for
             return error
-        return wanted
 
     def _runs_here(self, wanted: _Wanted) -> bool:
         # From thread to thread, a photo leaves a core's caches behind. Where batches gain nothing,
@@ -326,13 +362,13 @@ class Pipeline:
 
     def _run_here(self, wanted: _Wanted, task: _Task) -> list[Any]:
         started = time.perf_counter()
-        results = []
+        outcomes = []
         for item in wanted.items:
-            if task.is_dropped:
-                raise UnavailableError("nobody waits for this photo")
-            results.append(wanted.network.run_here(item))
-        task.clock.add(wanted.stage, time.perf_counter() - started)
-        return results
+            task.require_waiter()
+            outcomes.append(wanted.network.run_here(item))
+        waited = sum(outcome.queued_seconds for outcome in outcomes)
+        task.clock.add(wanted.stage, time.perf_counter() - started - waited)
+        return [outcome.result for outcome in outcomes]
 
     async def _run(self, wanted: _Wanted, clock: StageClock) -> list[Any]:
         asked = time.perf_counter()
@@ -372,7 +408,7 @@ class Pipeline:
         if isinstance(task.photo, DecodedImage):
             return task.photo
         with task.clock.measure("decode"):
-            return self._decode_image(task.photo, self._limits, admit=require, enough=enough)
+            return decode_image(task.photo, self._limits, admit=require, enough=enough)
 
     def _look(
         self, image: DecodedImage, looks: Sequence[Look], task: _Task
@@ -428,6 +464,10 @@ class Pipeline:
     def label_of(self, reading: Reading) -> str:
         """The most probable expression."""
         return self.networks.classifier.contract.labels[int(reading.probabilities.argmax())]
+
+
+def _send(steps: _Steps[Result], results: list[Any] | None) -> _Wanted:
+    return steps.send(results)
 
 
 def _in_photo(face: Face, image: DecodedImage) -> Face:

@@ -50,6 +50,8 @@ def load_detector(path: Path, precision: Precision, settings: SessionSettings) -
     """
     gains = precision == "int8" or (precision == "auto" and _gains(settings))
     int8 = path.with_suffix(INT8_SUFFIX)
+    if precision == "int8" and not int8.is_file():
+        logger.warning("%s: no such file; %s runs in float32", int8, path.name)
     if gains and int8.is_file():
         detector = FaceDetector.load(int8, settings)
         if detector.description == int8_description(_sha256(path)):

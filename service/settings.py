@@ -49,9 +49,10 @@ class Settings(BaseSettings):
     )
     precision: Precision = Field(
         "auto",
-        description="Of the expression network; int8 runs the file beside model_path that ends in "
-        ".int8.onnx: faster on a CPU with VNNI, answers a little different. Auto takes it where it "
-        "is there and networks run on such a CPU, else float32.",
+        description="Of both networks; int8 runs the file beside model_path that ends in "
+        ".int8.onnx, and that beside detector_path where there is one: faster on a CPU with VNNI, "
+        "answers a little different. Auto takes them where they are there and networks run on such "
+        "a CPU, else float32.",
     )
     intra_op_threads: int = Field(
         1,
@@ -65,14 +66,14 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         description="Inferences of one network that run side by side; 0: one a CPU core, two on a "
-        "GPU. Each holds one batch in memory.",
+        "GPU. Each holds one batch in memory. On a CPU, photos are read so many at a time.",
     )
     image_workers: int = Field(
         0,
         ge=0,
         le=256,
-        description="Threads that decode, resize, align and draw, and on a CPU run the networks on "
-        "a photo with one face; 0: one a CPU core. Each may hold an image of max_image_pixels.",
+        description="Threads that read photos: decode, resize, draw, and on a CPU run the networks "
+        "too; 0: one a CPU core. Each may hold an image of max_image_pixels.",
     )
     max_detector_batch: int = Field(
         0,

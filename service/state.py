@@ -80,6 +80,7 @@ class ServiceState:
             extra={
                 "model": contract.name,
                 "file": networks.classifier.source,
+                "detector_file": networks.detector.source,
                 "provider": networks.provider,
             },
         )

@@ -11,7 +11,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from service.detector_int8 import OUTPUT as INT8_DETECTOR
 from service.detector_int8 import RANGES
 from service.errors import ServiceError
 from training.augmentation import Augmentation
@@ -186,8 +185,10 @@ def _add_ranges(commands: Any) -> None:  # noqa: ANN401
     parser = commands.add_parser("detector-ranges", help=text)
     parser.set_defaults(run_command=_ranges)
     _add_data(parser)
-    parser.add_argument("--ranges", type=Path, default=RANGES, help="to write [%(default)s]")
-    parser.add_argument("--output", type=Path, default=INT8_DETECTOR, help="to write [%(default)s]")
+    parser.add_argument(
+        "--ranges", type=Path, default=RANGES, help="to write (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="int8 file to write")
 
 
 def _add_throughput(commands: Any) -> None:  # noqa: ANN401

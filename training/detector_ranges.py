@@ -30,7 +30,6 @@ def measure_ranges(network: Path, faces: Split, ranges: Path, output: Path) -> N
     `faces` are images of one face each; they are drawn in several sizes on blurred ones. Raises
     ModelFileError where the network cannot be read.
     """
-    ranges.unlink(missing_ok=True)
     quantise_detector(network, output, ranges=ranges, canvases=draw_canvases(faces.paths, COUNT))
 
 

@@ -383,6 +383,7 @@ class FaceDetector:
         self._session = model.session
         self.sha256 = model.sha256
         self.providers = model.providers
+        self.source = source
         self.description: str = model.session.get_modelmeta().description
         self._require_sound_outputs(source)
 

@@ -192,8 +192,8 @@ def test_failure_takes_the_callers_other_items_out_of_the_queue() -> None:
                 await batcher.submit([1, 3, 5])
             caller_knows.set()
             await batcher.submit([7])
-        # 3 was running by then; 5 was not.
-        assert batches == [[1], [3], [7]]
+        # 3 may have been running by then; 5 was not.
+        assert batches in ([[1], [3], [7]], [[1], [7]])
 
     asyncio.run(scenario())
 
@@ -286,7 +286,7 @@ def test_an_item_may_run_in_the_calling_thread() -> None:
             return [item * item for item in items]
 
         async with batching(run, log=log) as batcher:
-            assert batcher.run_here(7) == 49
+            assert batcher.run_here(7).result == 49
         assert threads == [threading.current_thread().name]
         assert log.batches == [(1, False)]
 
@@ -318,7 +318,7 @@ def test_runs_in_calling_threads_count_among_the_workers() -> None:
             await asyncio.sleep(0.05)
             assert network.batches == [[1]], "one at a time, whoever runs it"
             network.gate.set()
-            assert await here == 1
+            assert (await here).result == 1
             assert values(await queued) == [4]
 
     asyncio.run(scenario())

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
+from service.pipeline import Recognition
+from service.replies import ReplyWriter
 from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, raw_request, read_all
 from tests.service.serving import (
     PATIENCE_SECONDS,
@@ -221,3 +223,47 @@ def test_stop_under_load_loses_no_reply(serve: Serve) -> None:
     assert tally.refused + tally.ended == 16
     # Whatever the server has read, it has answered.
     assert requests_read(server) == tally.answers.total()
+
+
+def test_writing_a_reply_that_hangs_is_noticed_too(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, portrait_jpeg: bytes
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    write = ReplyWriter.json
+
+    def held(writer: ReplyWriter, recognition: Recognition) -> str:
+        entered.set()
+        assert gate.wait(PATIENCE_SECONDS)
+        return write(writer, recognition)
+
+    monkeypatch.setattr(ReplyWriter, "json", held)
+    server = serve(stage_limit_ms=500)
+    ready = server.state.metrics.registry.get_sample_value
+    stuck = Crowd(server).post(portrait_jpeg)
+    assert entered.wait(PATIENCE_SECONDS)
+    wait_until(lambda: ready("lan_fer_ready") == 0)
+    gate.set()
+    assert stuck().status_code == 200
+    wait_until(lambda: ready("lan_fer_ready") == 1)
+
+
+def test_nothing_is_written_for_a_client_that_is_gone(
+    serve_held: Callable[..., RunningServer],
+    held: HeldDetector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[Recognition] = []
+    write = ReplyWriter.json
+
+    def noted(writer: ReplyWriter, recognition: Recognition) -> str:
+        written.append(recognition)
+        return write(writer, recognition)
+
+    monkeypatch.setattr(ReplyWriter, "json", noted)
+    crowd = Crowd(serve_held())
+    late = crowd.post(grey_photo(10), **{"X-Request-Timeout-Ms": "100"})
+    held.wait_until_entered()
+    assert_problem(late(), 504, "deadline-exceeded")
+    held.gate.set()
+    assert crowd.post(grey_photo(20, side=80))().status_code == 200
+    assert [recognition.image.size for recognition in written] == [(80, 80)]

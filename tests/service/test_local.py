@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,3 +239,15 @@ def test_package_offers_what_it_lists() -> None:
     assert service.ServiceError is ServiceError
     with pytest.raises(AttributeError, match="no attribute 'Reader'"):
         _ = service.Reader  # type: ignore[attr-defined]
+
+
+def test_close_finishes_what_is_under_way(networks: Networks, portrait: UInt8) -> None:
+    own = Recognizer(networks, Settings())
+    photos = [np.ascontiguousarray(np.tile(portrait, (1, 3, 1))) for _ in range(8)]
+    with ThreadPoolExecutor(len(photos)) as threads:
+        running = [threads.submit(own.predict, photo) for photo in photos]
+        deadline = time.monotonic() + 30
+        while own._pipeline._in_hand < len(photos) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        own.close()
+    assert {reply.result().faces_found for reply in running} == {3}
