@@ -126,15 +126,18 @@ class Batcher(Generic[Item, Result]):
             for future in futures:
                 future.cancel()
 
-    def run_here(self, item: Item) -> Batched[Result]:
-        """The result for one item, run in the calling thread, past the queue and its workers.
+    def run_here(self, item: Item, require: Callable[[], None]) -> Batched[Result]:
+        """The result for one item, run in the calling thread, past the queue.
 
-        Raises UnavailableError once closed, InferenceError where it failed.
+        It waits until fewer than `workers` batches run; `require` is called then, and may raise.
+        Raises UnavailableError once closed, InferenceError where the item failed.
         """
         if self._closed:
             raise UnavailableError("the service is shutting down")
         asked = time.perf_counter()
-        run = self._run_counted([item])
+        with self._slots:
+            require()
+            run = self._run_counted([item])
         if run.error is not None:
             raise _failure(self._name, run.error)
         return Batched(run.results[0], run.started - asked)
@@ -216,25 +219,24 @@ class Batcher(Generic[Item, Result]):
         self._queue = deque(entry for entry in self._queue if not entry.future.cancelled())
 
     def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
-        run = self._run_counted([entry.item for entry in batch])
+        with self._slots:
+            run = self._run_counted([entry.item for entry in batch])
         if run.error is None:
             self._on_loop(_deliver, batch, list(run.results), run.started)
         else:
             self._on_loop(_fail_all, batch, run.error, self._name)
 
     def _run_counted(self, items: Sequence[Item]) -> _Run[Result]:
-        """Run a batch when one of the slots is free."""
         error: BaseException | None = None
         results: Sequence[Result] = ()
-        with self._slots:
-            started = time.perf_counter()
-            try:
-                results = self._run(items)
-                if len(results) != len(items):
-                    error = ValueError(f"{len(results)} results for {len(items)} items")
-            except BaseException as caught:  # noqa: BLE001 - every waiter must hear of it
-                error = caught
-            seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        try:
+            results = self._run(items)
+            if len(results) != len(items):
+                error = ValueError(f"{len(results)} results for {len(items)} items")
+        except BaseException as caught:  # noqa: BLE001 - every waiter must hear of it
+            error = caught
+        seconds = time.perf_counter() - started
         if self._observer is not None:
             self._observer.batch_finished(len(items), seconds, failed=error is not None)
         return _Run(results, error, started)

@@ -362,10 +362,7 @@ class Pipeline:
 
     def _run_here(self, wanted: _Wanted, task: _Task) -> list[Any]:
         started = time.perf_counter()
-        outcomes = []
-        for item in wanted.items:
-            task.require_waiter()
-            outcomes.append(wanted.network.run_here(item))
+        outcomes = [wanted.network.run_here(item, task.require_waiter) for item in wanted.items]
         waited = sum(outcome.queued_seconds for outcome in outcomes)
         task.clock.add(wanted.stage, time.perf_counter() - started - waited)
         return [outcome.result for outcome in outcomes]
@@ -486,10 +483,8 @@ def _photos_side_by_side(
 
 
 def _lanes(provider: str, settings: Settings) -> int:
-    image_workers = settings.image_workers or available_cpus()
-    if provider != CPU:
-        return image_workers
-    return min(image_workers, settings.inference_workers or available_cpus())
+    # On a CPU one more than cores, which else stand still while a lane waits for Python.
+    return settings.image_workers or available_cpus() + (provider == CPU)
 
 
 def _unbatched(provider: str, settings: Settings) -> frozenset[Stage]:

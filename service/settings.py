@@ -66,14 +66,14 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         description="Inferences of one network that run side by side; 0: one a CPU core, two on a "
-        "GPU. Each holds one batch in memory. On a CPU, photos are read so many at a time.",
+        "GPU. Each holds one batch in memory.",
     )
     image_workers: int = Field(
         0,
         ge=0,
         le=256,
         description="Threads that read photos: decode, resize, draw, and on a CPU run the networks "
-        "too; 0: one a CPU core. Each may hold an image of max_image_pixels.",
+        "too; 0: one a CPU core, and one more. Each may hold an image of max_image_pixels.",
     )
     max_detector_batch: int = Field(
         0,

@@ -277,6 +277,10 @@ def test_drain_that_takes_too_long_answers_every_waiter() -> None:
 # --- in the calling thread ----------------------------------------------------------------------
 
 
+def agreed() -> None:
+    """Nothing speaks against a run."""
+
+
 def test_an_item_may_run_in_the_calling_thread() -> None:
     async def scenario() -> None:
         log, threads = Log(), list[str]()
@@ -286,7 +290,7 @@ def test_an_item_may_run_in_the_calling_thread() -> None:
             return [item * item for item in items]
 
         async with batching(run, log=log) as batcher:
-            assert batcher.run_here(7).result == 49
+            assert batcher.run_here(7, agreed).result == 49
         assert threads == [threading.current_thread().name]
         assert log.batches == [(1, False)]
 
@@ -299,11 +303,11 @@ def test_what_breaks_in_the_calling_thread_is_raised_there() -> None:
         network.gate.set()
         async with batching(network.run, log=log) as batcher:
             with pytest.raises(InferenceError, match="the network failed") as caught:
-                batcher.run_here(3)
+                batcher.run_here(3, agreed)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert log.batches == [(1, True)]
         with pytest.raises(UnavailableError):
-            batcher.run_here(4)
+            batcher.run_here(4, agreed)
 
     asyncio.run(scenario())
 
@@ -312,7 +316,7 @@ def test_runs_in_calling_threads_count_among_the_workers() -> None:
     async def scenario() -> None:
         network = Network()
         async with batching(network.run, workers=1) as batcher:
-            here = asyncio.create_task(asyncio.to_thread(batcher.run_here, 1))
+            here = asyncio.create_task(asyncio.to_thread(batcher.run_here, 1, agreed))
             await network.wait_until_entered()
             queued = await queue(batcher, 2)
             await asyncio.sleep(0.05)
@@ -320,5 +324,26 @@ def test_runs_in_calling_threads_count_among_the_workers() -> None:
             network.gate.set()
             assert (await here).result == 1
             assert values(await queued) == [4]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_no_longer_wanted_when_its_turn_comes_does_not_run() -> None:
+    async def scenario() -> None:
+        network = Network()
+
+        def refuse() -> None:
+            raise UnavailableError("nobody waits")
+
+        async with batching(network.run, workers=1) as batcher:
+            running = await queue(batcher, 2)
+            await network.wait_until_entered()
+            late = asyncio.create_task(asyncio.to_thread(batcher.run_here, 1, refuse))
+            await asyncio.sleep(0.05)
+            network.gate.set()
+            with pytest.raises(UnavailableError, match="nobody waits"):
+                await late
+            await running
+        assert network.batches == [[2]]
 
     asyncio.run(scenario())
