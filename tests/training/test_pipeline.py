@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -18,11 +19,13 @@ from service.expression import ExpressionModel
 from service.runtime import SessionSettings
 from tests.training.made_up import grey_face, votes_for, write_ferplus, write_png
 from training.assessment import assess
+from training.backbones import MobileFaceNet
 from training.cli import main
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
 from training.export import ExportError, ModelFacts
 from training.pipeline import RunPaths, load_splits
+from training.rectifying import inner_prelus
 from training.release import load_part, release, validation_crops
 from training.runs import load_run
 from training.trainer import BEST, CHECKPOINT, METRICS
@@ -296,6 +299,21 @@ def test_a_run_starts_from_an_exported_file(workshop: Workshop, tmp_path: Path) 
     with torch.no_grad():
         difference = run.network(images).logits - start.network(images).logits
     assert difference.abs().max() < 1e-3
+
+
+def test_a_run_may_go_on_with_relus(workshop: Workshop, tmp_path: Path) -> None:
+    exported, third = tmp_path / "first.onnx", tmp_path / "third"
+    workshop.call("export", "--run", str(workshop.paths.run), "--output", str(exported))
+    options = [*TRAINING, "--epochs", "1", "--relu", "--teacher", str(exported)]
+    workshop.call("train", "--run", str(third), *options, "--start", str(exported))
+    backbone = load_run(third).network.backbone
+    assert isinstance(backbone, MobileFaceNet)
+    assert not any(bool(prelu.weight.any()) for prelu in inner_prelus(backbone))
+    output = tmp_path / "relu.onnx"
+    workshop.call("export", "--run", str(third), "--output", str(output))
+    slopes = [i.name for i in onnx.load(output).graph.initializer if i.name.endswith(".slope")]
+    assert len(slopes) == 1, "the last PReLU keeps its own"
+    assert "ReLUs that were fitted to them" in output.with_suffix(".md").read_text()
 
 
 def test_of_a_start_that_knows_other_classes_all_but_the_classifier_is_kept(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,14 @@ from training.lan import Lan
 from training.recovery import recover, settle
 
 
-def exported(folder: Path, config: TrainingConfig, *, leaky: bool = False) -> tuple[Lan, Path]:
+def exported(
+    folder: Path, config: TrainingConfig, *, shared: Sequence[float] = ()
+) -> tuple[Lan, Path]:
+    """`shared`: slopes that PReLUs have in all channels, in turn."""
     network = a_lan(config, seed=3)
-    for module in network.modules():
-        if leaky and isinstance(module, nn.PReLU):
-            nn.init.constant_(module.weight, 0.2)
+    prelus = (module for module in network.modules() if isinstance(module, nn.PReLU))
+    for prelu, slope in zip(prelus, itertools.cycle(shared), strict=False):
+        nn.init.constant_(prelu.weight, slope)
     path = folder / "model.onnx"
     export_onnx(network, contract_for(network, config), path)
     return network, path
@@ -44,8 +49,9 @@ def test_a_file_gives_back_its_network(tmp_path: Path, images: Tensor, fusion: s
     assert torch.allclose(logits(model.network, images), logits(network, images), atol=1e-4)
 
 
-def test_leaky_slopes_come_back(tmp_path: Path, images: Tensor) -> None:
-    network, path = exported(tmp_path, TrainingConfig(), leaky=True)
+@pytest.mark.parametrize("shared", [(0.2,), (0.0,), (0.0, 0.2, -0.1)])
+def test_shared_slopes_come_back(shared: Sequence[float], tmp_path: Path, images: Tensor) -> None:
+    network, path = exported(tmp_path, TrainingConfig(), shared=shared)
     found = recover(path).network
     assert torch.allclose(logits(found, images), logits(network, images), atol=1e-4)
 
