@@ -43,7 +43,6 @@ IN_CONTAINER = {
     "model_path": "/opt/lan-fer/models/lan_mobilefacenet_ferplus.onnx",
     "detector_path": "/opt/lan-fer/models/retinaface_mnet025.onnx",
     "inference_workers": "2",
-    "image_workers": "2",
 }
 
 

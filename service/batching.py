@@ -122,9 +122,10 @@ class Batcher(Generic[Item, Result]):
         try:
             return list(await asyncio.gather(*futures))
         finally:
-            # When one failed, nobody waits for the others.
-            for future in futures:
-                future.cancel()
+            # When one failed, nobody waits for the others. None is kept by this frame: the error
+            # holds it.
+            while futures:
+                futures.pop().cancel()
 
     def run_here(self, item: Item, require: Callable[[], None]) -> Batched[Result]:
         """The result for one item, run in the calling thread, past the queue.
@@ -138,9 +139,12 @@ class Batcher(Generic[Item, Result]):
         with self._slots:
             require()
             run = self._run_counted([item])
-        if run.error is not None:
-            raise _failure(self._name, run.error)
-        return Batched(run.results[0], run.started - asked)
+        try:
+            if run.error is not None:
+                raise _failure(self._name, run.error)
+            return Batched(run.results[0], run.started - asked)
+        finally:
+            del run  # an error raised here would hold this frame, which holds the error
 
     def _enqueue(self, items: Sequence[Item]) -> list[asyncio.Future[Batched[Result]]]:
         loop = asyncio.get_running_loop()
@@ -186,7 +190,10 @@ class Batcher(Generic[Item, Result]):
             self._run_batch(batch)
         with self._changed:
             self._running.difference_update(batch)
-        return bool(batch)
+        try:
+            return bool(batch)
+        finally:
+            del batch  # its errors hold this frame
 
     def _take(self) -> list[_Entry[Item, Result]]:
         """Block until there is a batch; empty once closed and drained."""
@@ -220,11 +227,15 @@ class Batcher(Generic[Item, Result]):
 
     def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
         with self._slots:
+            batch = [entry for entry in batch if not entry.future.cancelled()]
+            if not batch:
+                return
             run = self._run_counted([entry.item for entry in batch])
         if run.error is None:
             self._on_loop(_deliver, batch, list(run.results), run.started)
         else:
             self._on_loop(_fail_all, batch, run.error, self._name)
+        del run, batch  # an error among them holds this frame
 
     def _run_counted(self, items: Sequence[Item]) -> _Run[Result]:
         error: BaseException | None = None
@@ -239,7 +250,10 @@ class Batcher(Generic[Item, Result]):
         seconds = time.perf_counter() - started
         if self._observer is not None:
             self._observer.batch_finished(len(items), seconds, failed=error is not None)
-        return _Run(results, error, started)
+        try:
+            return _Run(results, error, started)
+        finally:
+            del results, error  # an error holds this frame
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None, "start() was called"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from service.contract import int8_description
 from service.detector_weights import OUTPUT as NETWORK
+from service.detector_weights import SOURCE
 from service.errors import ModelFileError
 from service.precision import INT8_SUFFIX
 
@@ -68,6 +69,9 @@ def _quantise(
     except ImportError as error:
         raise ModelFileError(f"{output}: to make it, `pip install onnx` ({error})") from error
     content = network.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if canvases is None and digest != SOURCE.onnx_sha256:
+        raise ModelFileError(f"{network}: is not the network that {ranges.name} was measured on")
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's DecodeError has no public name
@@ -96,7 +100,7 @@ def _quantise(
             calibration_cache_path=cache,
         )
         made = onnx.load(written)
-        made.doc_string = int8_description(hashlib.sha256(content).hexdigest())
+        made.doc_string = int8_description(digest)
         onnx.save(made, written)
         written.chmod(0o644)
         if canvases is not None:

@@ -48,6 +48,8 @@ def load_detector(path: Path, precision: Precision, settings: SessionSettings) -
 
     Raises a StartupError.
     """
+    if path.name.endswith(INT8_SUFFIX):
+        return FaceDetector.load(path, settings)
     gains = precision == "int8" or (precision == "auto" and _gains(settings))
     int8 = path.with_suffix(INT8_SUFFIX)
     if precision == "int8" and not int8.is_file():

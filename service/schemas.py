@@ -169,7 +169,7 @@ class Timings(BaseModel):
     decode: float = Field(description="From bytes to pixels.")
     detect: float = Field(description="Finding faces, waiting excluded.")
     classify: float = Field(description="Aligning faces and reading them, waiting excluded.")
-    queue: float = Field(description="Waiting for the networks.")
+    queue: float = Field(description="Waiting for a thread or a network.")
     total: float = Field(description="From the body's arrival to this reply, drawing excluded.")
 
 

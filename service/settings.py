@@ -72,8 +72,9 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=256,
-        description="Threads that read photos: decode, resize, draw, and on a CPU run the networks "
-        "too; 0: one a CPU core, and one more. Each may hold an image of max_image_pixels.",
+        description="Threads that read photos: decode, resize, draw, and without a GPU run the "
+        "networks too; 0: one a CPU core, and then one more. Each may hold an image of "
+        "max_image_pixels.",
     )
     max_detector_batch: int = Field(
         0,

@@ -301,9 +301,14 @@ async def _recognize_all(service: ServiceState, images: Sequence[bytes]) -> list
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(tasks)
+        tasks.clear()  # an error of one holds this frame, which would hold the error
+
+
+async def _cancel(tasks: Sequence[asyncio.Future[_Read]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _recognize(service: ServiceState, image: bytes) -> _Read:

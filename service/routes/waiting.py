@@ -36,6 +36,7 @@ async def answer_in_time(
         hang_up.cancel()
         # Both have let go of what they hold before the caller gives its permit back.
         await asyncio.gather(task, hang_up, return_exceptions=True)
+        del task, hang_up  # an error of the work holds this frame, which would hold the error
 
 
 async def _wait_for_hang_up(request: Request) -> None:

@@ -156,7 +156,7 @@ def test_kubernetes_sets_no_setting_of_ours(pod: Manifest) -> None:
 def test_settings_exist_and_workers_follow_the_limit(pod: Manifest) -> None:
     cpus = int(pod["containers"][0]["resources"]["limits"]["cpu"])
     assert settings(pod).inference_workers == cpus
-    assert settings(pod).image_workers == cpus
+    assert settings(pod).image_workers == 0, "it goes by the limit itself"
 
 
 def test_a_stop_loses_no_reply(pod: Manifest) -> None:
@@ -181,12 +181,13 @@ def test_probes_ask_what_they_should(pod: Manifest) -> None:
 
 def test_the_largest_photos_fit_into_memory(pod: Manifest) -> None:
     chosen = settings(pod)
+    lanes = int(pod["containers"][0]["resources"]["limits"]["cpu"]) + 1
     image = chosen.max_body_bytes + 3 * chosen.max_image_pixels
     worst = (
         BASE_BYTES
         + chosen.max_in_flight_images * image
         + chosen.inference_workers * (chosen.max_detector_batch or CPU_BATCHES[0]) * DETECTOR_BYTES
-        + chosen.image_workers * DECODING_BYTES_PER_PIXEL * chosen.max_image_pixels
+        + lanes * DECODING_BYTES_PER_PIXEL * chosen.max_image_pixels
     )
     assert worst < in_bytes(pod["containers"][0]["resources"]["limits"]["memory"])
 
