@@ -875,7 +875,7 @@ export interface components {
             detect: number;
             /**
              * Queue
-             * @description Waiting for the networks.
+             * @description Waiting for a thread or a network.
              */
             queue: number;
             /**
