@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import base64
-import gc
 import logging
 import re
 import socket
@@ -11,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import pytest
 
-from service.pipeline import Recognition, _Task
+from service.pipeline import Recognition
 from service.replies import ReplyWriter
 from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, raw_request, read_all
 from tests.service.serving import (
@@ -270,33 +267,3 @@ def test_nothing_is_written_for_a_client_that_is_gone(
     held.gate.set()
     assert crowd.post(grey_photo(20, side=80))().status_code == 200
     assert [recognition.image.size for recognition in written] == [(80, 80)]
-
-
-BROKEN = grey_photo(9)[:60]
-TENSOR = {"name": "image", "shape": [1], "datatype": "BYTES"}
-
-
-@pytest.mark.parametrize(
-    ("path", "request_"),
-    [
-        ("/predict", {"content": BROKEN, "headers": {"content-type": "image/png"}}),
-        (
-            "/v2/models/lan-fer/infer",
-            {"json": {"inputs": [TENSOR | {"data": [base64.b64encode(BROKEN).decode()]}]}},
-        ),
-    ],
-)
-def test_a_photo_that_cannot_be_read_is_let_go_with_its_error(
-    serve: Serve, path: str, request_: dict[str, Any]
-) -> None:
-    """Kept by a frame that the error itself holds, it would stay until the next collection."""
-    server = serve()
-    gc.collect()
-    gc.disable()
-    try:
-        with server.client() as client:
-            response = client.post(path, **request_)
-        assert "PNG" in response.text, "it came as far as being decoded"
-        wait_until(lambda: not any(isinstance(kept, _Task) for kept in gc.get_objects()))
-    finally:
-        gc.enable()

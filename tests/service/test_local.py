@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -22,12 +23,13 @@ from service.errors import (
     ModelFileError,
     PayloadTooLargeError,
     ProblemError,
+    RequestError,
     ServiceError,
     SettingsError,
     UnsupportedMediaTypeError,
 )
 from service.local import Photo
-from service.pipeline import Networks
+from service.pipeline import Networks, _Task
 from service.settings import Settings, load_settings
 from tests.service.image_files import encoded, exif
 
@@ -251,3 +253,21 @@ def test_close_finishes_what_is_under_way(networks: Networks, portrait: UInt8) -
             time.sleep(0.001)
         own.close()
     assert {reply.result().faces_found for reply in running} == {3}
+
+
+@pytest.mark.parametrize("data", [b"no image at all", b"\x89PNG\r\n\x1a\n cut"])
+def test_a_photo_that_cannot_be_read_is_let_go_with_its_error(
+    recognizer: Recognizer, data: bytes
+) -> None:
+    """Kept by a frame that the error itself holds, it would stay until the next collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(RequestError):
+            recognizer.predict(data)
+        deadline = time.monotonic() + 10
+        while any(isinstance(o, _Task) for o in gc.get_objects()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(isinstance(kept, _Task) for kept in gc.get_objects())
+    finally:
+        gc.enable()
