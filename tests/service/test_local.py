@@ -262,7 +262,7 @@ def test_a_photo_that_cannot_be_read_is_let_go_with_its_error(
     """Kept by a frame that the error itself holds, it would stay until the next collection."""
 
     def is_kept() -> bool:
-        return any(isinstance(o, _Task) and o.photo == data for o in gc.get_objects())
+        return any(type(o) is _Task and o.photo == data for o in gc.get_objects())
 
     gc.collect()
     gc.disable()
