@@ -48,17 +48,15 @@ def load_detector(path: Path, precision: Precision, settings: SessionSettings) -
 
     Raises a StartupError.
     """
-    if path.name.endswith(INT8_SUFFIX):
-        return FaceDetector.load(path, settings)
-    gains = precision == "int8" or (precision == "auto" and _gains(settings))
-    int8 = path.with_suffix(INT8_SUFFIX)
-    if precision == "int8" and not int8.is_file():
-        logger.warning("%s: no such file; %s runs in float32", int8, path.name)
-    if gains and int8.is_file():
-        detector = FaceDetector.load(int8, settings)
-        if detector.description == int8_description(_sha256(path)):
-            return detector
-        logger.warning("%s: was made from another file than %s, which runs", int8, path.name)
+    asked = precision == "int8"
+    # Not every detector has a file in 8 bits: without one it runs in float32, asked for or not.
+    file = chosen_file(path, "auto" if asked else precision, gains=asked or _gains(settings))
+    if asked and not file.name.endswith(INT8_SUFFIX):
+        logger.warning("%s: has no file in 8 bits beside it, and runs in float32", path)
+    detector = FaceDetector.load(file, settings)
+    if file == path or detector.description == int8_description(_sha256(path)):
+        return detector
+    logger.warning("%s: was made from another file than %s, which runs", file, path.name)
     return FaceDetector.load(path, settings)
 
 

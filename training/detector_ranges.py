@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.detector_int8 import quantise_detector
-from service.faces.detector import BGR_MEAN
+from service.faces.detector import network_input
 from service.imaging import decode_image
 from training.datasets.records import Split
 from training.preparation import LIMITS
@@ -53,5 +53,4 @@ def draw_canvases(paths: Sequence[Path], count: int) -> Iterator[NDArray[np.floa
         for side in [short] if index % 3 == 0 else sides:
             top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
             canvas[top : top + side, left : left + side] = face(side, side)
-        blob = cv2.dnn.blobFromImage(canvas, mean=BGR_MEAN, swapRB=True)
-        yield np.asarray(blob, np.float32)
+        yield network_input([canvas])

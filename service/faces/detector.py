@@ -148,6 +148,11 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
     return Placement(np.asarray(pixels, np.uint8), look, (left, top), image_size, min_score)
 
 
+def network_input(canvases: Sequence[UInt8]) -> Float32:
+    """What the network takes, [N,3,H,W] BGR minus means, of N canvases [H,W,3] uint8 RGB."""
+    return np.asarray(cv2.dnn.blobFromImages(canvases, mean=BGR_MEAN, swapRB=True), np.float32)
+
+
 def _resized(image: UInt8, height: int, width: int) -> UInt8:
     """`image` at this size; photos are shrunk by averages and one bilinear step."""
     if max(image.shape[:2]) <= SMALL_SIDE:
@@ -409,9 +414,7 @@ class FaceDetector:
 
     def infer(self, placements: Sequence[Placement]) -> list[RawDetections]:
         """Run the network on canvases of one size. Raises InferenceError."""
-        canvases = [p.pixels for p in placements]
-        batch = cv2.dnn.blobFromImages(canvases, mean=BGR_MEAN, swapRB=True)
-        return self._run(np.asarray(batch, np.float32))
+        return self._run(network_input([p.pixels for p in placements]))
 
     def _run(self, batch: Float32) -> list[RawDetections]:
         try:

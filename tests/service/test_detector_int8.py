@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.detector_int8 import main, quantise_detector
 from service.errors import ModelFileError
-from service.faces.detector import Face, FaceDetector
+from service.faces.detector import FaceDetector, _overlap
 from service.precision import load_detector
 from service.runtime import Precision, SessionSettings
 from service.settings import Settings
@@ -32,14 +32,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def overlap(one: Face, other: Face) -> float:
-    low = np.maximum(one.box[:2], other.box[:2])
-    high = np.minimum(one.box[2:], other.box[2:])
-    shared = (high - low).clip(0).prod()
-    areas = sum((face.box[2:] - face.box[:2]).prod() for face in (one, other))
-    return float(shared / (areas - shared))
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_it_finds_what_the_float32_network_finds(
     path: Path, portrait: UInt8, mirrored: bool
@@ -51,7 +43,7 @@ def test_it_finds_what_the_float32_network_finds(
     )
     assert len(found) == len(exact) == 1
     assert found[0].score == pytest.approx(exact[0].score, abs=0.05)
-    assert overlap(found[0], exact[0]) > 0.9
+    assert _overlap(found[0], exact[0]) > 0.9
     side = exact[0].box[2] - exact[0].box[0]
     assert np.abs(found[0].landmarks - exact[0].landmarks).max() < 0.05 * side
 
