@@ -36,7 +36,7 @@ class Augmentation:
     """Probability of one grey rectangle of up to a third of the side."""
     grey: float = 0.0
     """Probability of losing colour (for data sets in colour)."""
-    turn_degrees: float = 0.0
+    turn_degrees: float = 30.0
     """Every other head is turned by up to so much, mostly to a side (see `turning`)."""
 
 

@@ -17,6 +17,7 @@ from training.calibration import coverage_curve, cross_fitted_error, reliability
 from training.config import TrainingConfig
 from training.evaluation import Evaluation
 from training.runs import TrainedRun
+from training.trainer import fading_epochs
 
 matplotlib.use("Agg")  # no display needed
 
@@ -215,14 +216,16 @@ def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     told = []
     if start := origin.get("start"):
         told.append(f"The network went on from the best network of `{start}`")
-    if teacher := origin.get("teacher"):
+    if teachers := origin.get("teachers"):
+        mean = "mean answer" if len(teachers) > 1 else "answer"
+        names = ", ".join(f"`{name}`" for name in teachers)
         told.append(
-            f"Beside the labels it learnt from the answers and features of `{teacher}` "
+            f"Beside the labels it learnt from the {mean} of {names} "
             f"(weight {config.teacher_weight:g})"
         )
     if config.relu:
         told.append(
-            "All its PReLUs but the last were replaced by ReLUs that were fitted to them first"
+            f"All its PReLUs but the last turned into ReLUs over {fading_epochs(config)} epochs"
         )
     return told
 

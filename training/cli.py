@@ -83,7 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--weights", type=Path, help="pretrained backbone (default: random, or --start's)"
     )
     train.add_argument("--start", type=Path, help="run, or exported ONNX file, to start from")
-    train.add_argument("--teacher", type=Path, help="run, or ONNX file, learnt from too")
+    train.add_argument(
+        "--teacher",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs, or ONNX files, whose mean answer is learnt from too",
+    )
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--final", action="store_true", help="train on training + validation")
@@ -274,7 +281,7 @@ def _count(text: str) -> int:
 def _train(options: argparse.Namespace) -> None:
     paths = _paths(options, run=options.run)
     paths = dataclasses.replace(
-        paths, weights=options.weights, start=options.start, teacher=options.teacher
+        paths, weights=options.weights, start=options.start, teachers=tuple(options.teacher)
     )
     train_lan(_config(options), paths, resume=options.resume, final=options.final)
 

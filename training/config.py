@@ -13,7 +13,7 @@ FORMER = frozenset({"share_slopes_epochs"})
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Every choice that a run depends on. The defaults are the recipe of the shipped model."""
+    """Every choice that a run depends on. The defaults are, in the main, those of the teachers."""
 
     backbone: str = "mobilefacenet"
     fusion: Literal["add", "concat", "mean", "none"] = "add"
@@ -24,15 +24,15 @@ class TrainingConfig:
     """K of the guidance maps' K-means."""
     attentive: Literal["smallest", "largest"] = "smallest"
     """Which of the K clusters is attentive (paper: the smaller one)."""
-    epochs: int = 12
-    batch_size: int = 64
+    epochs: int = 14
+    batch_size: int = 128
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 6e-4
+    learning_rate: float = 8e-4
     """Peak rate (paper: SGD at 0.1)."""
     weight_decay: float = 0.05
     momentum: float = 0.9
     """SGD only."""
-    warmup_epochs: float = 0.5
+    warmup_epochs: float = 1.0
     """Linear rise to the peak; a cosine to zero follows."""
     sharpness: float = 0.0
     """Sharpness-aware minimisation (Foret et al., 2021): the gradient is taken where the loss is
@@ -52,11 +52,13 @@ class TrainingConfig:
     freeze_from: int = 0
     """Epochs after which they are frozen for good, which halves an epoch's cost; 0: never."""
     relu: bool = False
-    """ReLUs in place of PReLUs, but for the last one (MobileFaceNet): a network that starts with
-    slopes is fitted anew without. They cost nothing at inference, and a run's teacher makes up for
-    most of what they lose."""
+    """ReLUs in place of PReLUs, but for the last one (MobileFaceNet): over the first third of the
+    run, each PReLU turns into the ReLU that was fitted to it. They cost nothing at inference, and
+    teachers make up for most of what they lose."""
     teacher_weight: float = 1.0
-    """Of the distillation loss, where a run is given a teacher."""
+    """Of the distillation loss, where a run is given teachers."""
+    mixup: float = 0.0
+    """Probability of a batch whose images are blended two by two."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     threads: int = 0

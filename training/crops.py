@@ -121,6 +121,25 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
+def mixed(batch: Batch) -> Batch:
+    """Each image of a normalised batch blended with another one (mixup; Zhang et al., 2018).
+
+    Its own share, 0.5 to 1, is that of its targets and guidance too.
+    """
+    count, device = len(batch.images), batch.images.device
+    own = (0.5 + 0.5 * torch.rand(count)).to(device)
+    other = torch.randperm(count).to(device)
+
+    def blend(values: Tensor) -> Tensor:
+        share = own.reshape(-1, *(1,) * (values.ndim - 1))
+        return share * values + (1 - share) * values[other]
+
+    images = blend(batch.images).contiguous(memory_format=torch.channels_last)
+    return batch._replace(
+        images=images, targets=blend(batch.targets), guidance=blend(batch.guidance)
+    )
+
+
 def class_weights(split: Split) -> NDArray[np.float64]:
     """[N] weights with which every class that occurs is drawn equally often.
 

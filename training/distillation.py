@@ -1,28 +1,24 @@
-"""Learning from another network's answers beside the labels."""
+"""Learning from other networks' answers beside the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.lan import LanOutput
 
-# Keeps a teacher whose features are all zero from dividing by it.
-LEAST_POWER = 1e-6
+def ensemble_answer(logits: Sequence[Tensor]) -> Tensor:
+    """[N,K] log probabilities: the mean of the probabilities that logits [N,K] stand for."""
+    told = torch.stack([one.float().log_softmax(1) for one in logits])
+    return told.logsumexp(0) - torch.log(told.new_tensor(len(logits)))
 
 
-def distillation_loss(output: LanOutput, told: LanOutput) -> Tensor:
-    """How far `output` is from what the teacher `told` of the same N images; 0 where it agrees.
+def distillation_loss(logits: Tensor, told: Tensor) -> Tensor:
+    """Divergence (Kullback-Leibler) of the classes of `logits` from `told`; 0 where they agree.
 
-    The divergence (Kullback-Leibler) of the class distributions (Hinton et al., 2015, at
-    temperature 1), plus the squared error of F_o over its mean square, so that the scale of the
-    features does not matter (Romero et al., 2015).
+    `logits` and the log probabilities `told` are [N,K] (Hinton et al., 2015, at temperature 1).
     """
-    classes = F.kl_div(
-        output.logits.log_softmax(1),
-        told.logits.log_softmax(1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    power = told.feature_map.square().mean().clamp(min=LEAST_POWER)
-    return classes + F.mse_loss(output.feature_map, told.feature_map) / power
+    own = logits.float().log_softmax(1)
+    return F.kl_div(own, told, reduction="batchmean", log_target=True)

@@ -36,8 +36,8 @@ from training.guidance import (
 )
 from training.lan import Lan
 from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
-from training.recovery import fold, recover, settle
-from training.rectifying import inner_prelus, rectify
+from training.recovery import recover, settle
+from training.rectifying import begin_fading, inner_prelus
 from training.runs import load_run
 from training.tracking import write_run_file
 from training.trainer import CHECKPOINT, Trainer, TrainingError
@@ -70,8 +70,8 @@ class RunPaths:
     start: Path | None = None
     """Run whose best network is the one to start from, as a folder or as the ONNX file exported
     from it; None: the backbone's weights, and a new head."""
-    teacher: Path | None = None
-    """Run whose best network is learnt from beside the labels, likewise."""
+    teachers: tuple[Path, ...] = ()
+    """Runs whose best networks' mean answer is learnt from beside the labels, likewise."""
     fold: int = 0
     """The fold that is the test, where the data set comes in folds."""
 
@@ -194,8 +194,8 @@ def train_lan(
         with world.first_alone():
             train, validation, network, maps = _material(config, paths, final=final)
         provenance = provenance_of(train.split, paths, final=final)
-        teacher = _teacher(paths.teacher, train.split.labels, config) if paths.teacher else None
-        trainer = Trainer(network, config, paths.run, provenance, world=world, teacher=teacher)
+        teachers = [_teacher(path, network, train.split.labels) for path in paths.teachers]
+        trainer = Trainer(network, config, paths.run, provenance, world=world, teachers=teachers)
         if resume and trainer.resume():
             print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
         elif world.first:
@@ -239,15 +239,12 @@ def _material(
 
 
 def _rectify(network: Lan, train: PreparedSplit) -> None:
-    """Take the slopes from a backbone that has any. Raises TrainingError where it cannot be."""
-    folded = fold(network)
-    if not isinstance(folded.backbone, MobileFaceNet):
+    """Make ready to lose its slopes, if it has any. Raises TrainingError where it cannot be."""
+    if not isinstance(network.backbone, MobileFaceNet):
         raise TrainingError("relu works with the mobilefacenet backbone only")
-    if any(bool(prelu.weight.any()) for prelu in inner_prelus(folded.backbone)):
+    if any(bool(prelu.weight.any()) for prelu in inner_prelus(network.backbone)):
         images = torch.cat(list(_some_images(network, train, RECTIFYING_IMAGES)))
-        rectify(folded.backbone, images)
-        network.load_state_dict(folded.state_dict())
-        settle(network, _some_images(network, train, SETTLING_IMAGES))
+        begin_fading(network.backbone, images)
 
 
 def _some_images(network: Lan, train: PreparedSplit, count: int) -> Iterator[Tensor]:
@@ -259,7 +256,10 @@ def _some_images(network: Lan, train: PreparedSplit, count: int) -> Iterator[Ten
 
 def _start_from(path: Path, network: Lan, train: PreparedSplit, config: TrainingConfig) -> None:
     """Give `network` the weights of another; its classifier too, where the classes are the same."""
-    known, labels = _network_of(path, config)
+    known, labels, kind = _network_of(path)
+    own = f"{config.backbone}, fusion {config.fusion}"
+    if kind != own:
+        raise TrainingError(f"{path} holds another network ({kind}); this run has {own}")
     state = known.state_dict()
     if labels != train.split.labels:
         print(f"{path} knows {', '.join(labels)}; the classifier begins anew", flush=True)
@@ -269,19 +269,19 @@ def _start_from(path: Path, network: Lan, train: PreparedSplit, config: Training
         settle(network, _some_images(network, train, SETTLING_IMAGES))
 
 
-def _teacher(path: Path, labels: tuple[str, ...], config: TrainingConfig) -> Lan:
-    """The network learnt from. Raises TrainingError where it knows other classes."""
-    network, known = _network_of(path, config)
+def _teacher(path: Path, pupil: Lan, labels: tuple[str, ...]) -> Lan:
+    """A network learnt from. Raises TrainingError where it knows other classes or sizes."""
+    network, known, _ = _network_of(path)
     if known != labels:
         raise TrainingError(f"{path} knows other classes: {', '.join(known)}")
+    size, own = network.backbone.input_size, pupil.backbone.input_size
+    if size != own:
+        raise TrainingError(f"{path} takes crops of {size} pixels; this run has {own}")
     return network
 
 
-def _network_of(path: Path, config: TrainingConfig) -> tuple[Lan, tuple[str, ...]]:
-    """The best network of another run and its classes, from its folder or its exported file.
-
-    Raises TrainingError where it is of another kind than `config` says.
-    """
+def _network_of(path: Path) -> tuple[Lan, tuple[str, ...], str]:
+    """The best network of another run (its folder, or exported file), its classes and its kind."""
     if path.is_dir():
         run = load_run(path)
         network, labels = run.network, tuple(run.provenance["labels"])
@@ -290,10 +290,7 @@ def _network_of(path: Path, config: TrainingConfig) -> tuple[Lan, tuple[str, ...
         model = recover(path)
         network, labels = model.network, model.labels
         kind = f"{model.backbone}, fusion {model.fusion}"
-    own = f"{config.backbone}, fusion {config.fusion}"
-    if kind != own:
-        raise TrainingError(f"{path} holds another network ({kind}); this run has {own}")
-    return network, labels
+    return network, labels, kind
 
 
 def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, Any]:
@@ -307,7 +304,7 @@ def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, An
         "training_images": len(train),
         "weights": _weights_name(paths),
         "start": paths.start.name if paths.start else "",
-        "teacher": paths.teacher.name if paths.teacher else "",
+        "teachers": [path.name for path in paths.teachers],
         "commit": _commit(),
         # A plain str: checkpoints are read back as plain values alone (weights_only).
         "torch": str(torch.__version__),

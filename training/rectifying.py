@@ -1,19 +1,22 @@
-"""A MobileFaceNet with PReLUs -> the nearest one with ReLUs, to be trained further.
+"""A MobileFaceNet whose PReLUs turn into ReLUs while it is trained.
 
 A ReLU costs nothing at inference: it is part of the convolution before it, in float32 as in 8 bits.
-Slopes that are set to zero leave nothing of the network; but most of what a PReLU does, a ReLU of
-another threshold, scale and sign does too, and those go into the convolutions around it.
+Slopes that are set to zero leave nothing of the network. But most of what a PReLU does, a ReLU of
+another threshold, scale and sign does too: towards that one it fades, and at the end the three go
+into the normalisation before it and the convolution after it.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.backbones.mobilefacenet import ConvUnit, MobileFaceNet
+from training.backbones.mobilefacenet import MobileFaceNet
 
 # Values of a channel that its ReLU is fitted to, and thresholds tried, as quantiles of them.
 SAMPLES = 4096
@@ -32,49 +35,91 @@ class Hinge:
     """Mean square of what is left, over the variance of what was fitted."""
 
 
+class FadingPReLU(nn.Module):
+    """(1 - faded) * prelu(x) + faded * scale * relu(sign * (x - threshold)) on [N,C,H,W].
+
+    A hinge's offset is left out: the next BatchNorm takes a constant away.
+    """
+
+    sign: Tensor
+    threshold: Tensor
+    scale: Tensor
+    faded: Tensor
+
+    def __init__(self, slope: Tensor, hinge: Hinge) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(slope.detach().clone())
+        for name in ("sign", "threshold", "scale"):
+            self.register_buffer(name, getattr(hinge, name).clone())
+        self.register_buffer("faded", slope.new_zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        sign, threshold, scale, weight, faded = (
+            v.to(x.dtype) for v in (self.sign, self.threshold, self.scale, self.weight, self.faded)
+        )
+        sign, threshold, scale = (v[:, None, None] for v in (sign, threshold, scale))
+        bent = scale * (sign * (x - threshold)).relu()
+        return torch.lerp(F.prelu(x, weight), bent, faded)
+
+
 def inner_prelus(backbone: MobileFaceNet) -> list[nn.PReLU]:
     """Every PReLU but the last one, whose output is F_o itself."""
     return [m for m in backbone.modules() if isinstance(m, nn.PReLU)][:-1]
 
 
 @torch.no_grad()
-def rectify(backbone: MobileFaceNet, images: Tensor) -> None:
-    """Give every inner PReLU slopes of zero and fit what is around it to `images` [N,3,S,S].
+def begin_fading(backbone: MobileFaceNet, images: Tensor) -> None:
+    """Put a FadingPReLU in place of every inner PReLU, fitted to what it sees on `images`.
 
-    Zeros that a depthwise convolution sees around its map no longer mean zero then, and a PReLU
-    that rises on both sides keeps one of them: the network needs to be trained. Each BatchNorm is
-    to add the bias alone, as `fold` leaves it; `settle` it afterwards.
+    `images` [N,3,S,S], normalised. The network answers as before; `fade` changes that.
     """
-    units = [unit for _, stage in backbone.stages() for unit in stage]
     inner = inner_prelus(backbone)
+    seen: dict[nn.Module, Tensor] = {}
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        values = given[0].transpose(0, 1).flatten(1)
+        order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))
+        seen[module] = values[:, order[:SAMPLES]].T.contiguous()
+
+    handles = [prelu.register_forward_pre_hook(watch) for prelu in inner]
+    backbone.eval()(images)
+    for handle in handles:
+        handle.remove()
+    for _, stage in backbone.stages():
+        for unit in stage:
+            if isinstance(unit.prelu, nn.PReLU) and unit.prelu in seen:
+                slope = unit.prelu.weight
+                unit.prelu = FadingPReLU(slope, fit_hinge(seen[unit.prelu], slope))
+
+
+def fading(network: nn.Module) -> Iterator[FadingPReLU]:
+    """Those of a network."""
+    return (module for module in network.modules() if isinstance(module, FadingPReLU))
+
+
+@torch.no_grad()
+def fade(network: nn.Module, share: float) -> None:
+    """Let every FadingPReLU be so much (0..1) of a ReLU."""
+    for module in fading(network):
+        module.faded.fill_(share)
+
+
+@torch.no_grad()
+def finish_fading(backbone: MobileFaceNet) -> None:
+    """PReLUs with slopes of zero in place of FadingPReLUs; answers as if wholly faded."""
+    units = [unit for _, stage in backbone.stages() for unit in stage]
     for unit, follower in itertools.pairwise(units):
-        if unit.prelu not in inner:
+        hinge = unit.prelu
+        if not isinstance(hinge, FadingPReLU):
             continue
-        hinge = fit_hinge(_inputs(unit, backbone, images), unit.prelu.weight)
-        unit.conv.weight.mul_(hinge.sign[:, None, None, None])
+        unit.bn.weight.mul_(hinge.sign)
         unit.bn.bias.copy_(hinge.sign * (unit.bn.bias - hinge.threshold))
-        nn.init.zeros_(unit.prelu.weight)
-        _absorb(follower, hinge)
-
-
-def _inputs(unit: ConvUnit, backbone: MobileFaceNet, images: Tensor) -> Tensor:
-    """[M,C] of what the unit's PReLU sees on `images`."""
-    seen: list[Tensor] = []
-    hook = unit.prelu.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    backbone(images)
-    hook.remove()
-    values = seen[0].transpose(0, 1).flatten(1)
-    order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))
-    return values[:, order[:SAMPLES]].T.contiguous()
-
-
-def _absorb(follower: ConvUnit, hinge: Hinge) -> None:
-    """Put a hinge's scale and offset into the convolution that reads it."""
-    weight = follower.conv.weight
-    taps = weight.sum((2, 3))  # [outputs, inputs], or [channels, 1]
-    depthwise = follower.conv.groups > 1
-    follower.bn.bias.add_(taps[:, 0] * hinge.offset if depthwise else taps @ hinge.offset)
-    weight.mul_((hinge.scale[:, None] if depthwise else hinge.scale[None])[..., None, None])
+        scale = hinge.scale[:, None] if follower.conv.groups > 1 else hinge.scale[None]
+        follower.conv.weight.mul_(scale[..., None, None])
+        prelu = nn.PReLU(len(hinge.weight)).to(hinge.weight.device)
+        nn.init.zeros_(prelu.weight)
+        unit.prelu = prelu.requires_grad_(hinge.weight.requires_grad)
 
 
 def fit_hinge(x: Tensor, slope: Tensor) -> Hinge:

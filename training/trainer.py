@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.backbones import MobileFaceNet
 from training.config import TrainingConfig
-from training.crops import Batch, CropDataset, batches, normalise
-from training.distillation import distillation_loss
+from training.crops import Batch, CropDataset, batches, mixed, normalise
+from training.distillation import distillation_loss, ensemble_answer
 from training.distributed import World
 from training.evaluation import Evaluation, evaluate
 from training.lan import Lan, LanOutput
 from training.progress import progress
-from training.rectifying import inner_prelus
+from training.rectifying import fade, fading, finish_fading, inner_prelus
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 METRICS = "metrics.jsonl"
+# The share of a run in which PReLUs turn into ReLUs.
+FADING_SHARE = 0.35
 # The part of a run's provenance that may change before it goes on.
 ENVIRONMENT = frozenset({"commit", "torch", "python"})
 
@@ -69,6 +71,11 @@ def learning_rate(config: TrainingConfig, progress: float) -> float:
         return config.learning_rate * progress / warmup
     share = (progress - warmup) / max(1e-9, 1 - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def fading_epochs(config: TrainingConfig) -> int:
+    """The first epochs of a run, in which PReLUs turn into ReLUs; 0: they stay."""
+    return max(1, round(FADING_SHARE * config.epochs)) if config.relu else 0
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -143,7 +150,7 @@ class Trainer:
         provenance: dict[str, Any],
         *,
         world: World | None = None,
-        teacher: Lan | None = None,
+        teachers: Sequence[Lan] = (),
     ) -> None:
         """`provenance` is stored in checkpoints as it is (labels, data, weights digests)."""
         self.world = world or World()
@@ -151,11 +158,24 @@ class Trainer:
         self.network = network
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.config, self.folder, self.provenance = config, folder, provenance
-        self.optimizer = make_optimizer(self.network, config)
         self.epoch, self.best = 0, 0.0
-        self._compiled: Any = torch.compile(self.network) if config.compile else self.network
+        self._begin()
+        self._teachers = [self._ready_teacher(teacher) for teacher in teachers]
+
+    def _begin(self) -> None:
+        """Have all that depends on which parameters the network has."""
+        self.optimizer = make_optimizer(self.network, self.config)
+        self._compiled: Any = torch.compile(self.network) if self.config.compile else self.network
         self._model: Any = self._compiled
-        self._teacher: Any = None if teacher is None else self._ready_teacher(teacher)
+
+    def _finish_fading(self) -> None:
+        """Go on with ReLUs; the optimiser begins anew."""
+        if not any(fading(self.network)):
+            return
+        for network in (self.network, self.average):
+            if isinstance(network.backbone, MobileFaceNet):
+                finish_fading(network.backbone)
+        self._begin()
 
     def _ready_teacher(self, teacher: Lan) -> Any:  # noqa: ANN401
         self.world.prepare(teacher.eval().requires_grad_(False))
@@ -168,6 +188,8 @@ class Trainer:
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._require_same_run(state, path)
+        if 0 < fading_epochs(self.config) <= state["epoch"]:
+            self._finish_fading()
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -203,13 +225,11 @@ class Trainer:
         if not self.world.first:
             while self.epoch < (until or self.config.epochs):
                 self._train_epoch(train)
-                self.epoch += 1
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with SummaryWriter(str(self.folder)) as board:
             while self.epoch < (until or self.config.epochs):
                 metrics = self._train_epoch(train)
-                self.epoch += 1
                 if validation is not None:
                     metrics |= self._validate(validation).summary()
                 self._record(metrics, board)
@@ -235,6 +255,9 @@ class Trainer:
             loss = self.step(batch, done)
             sums += torch.stack((loss.classification, loss.guidance)).detach()
             bar.set_postfix(loss=f"{sums[0].item() / (step + 1):.3f}", refresh=False)
+        self.epoch += 1
+        if self.epoch == fading_epochs(self.config):
+            self._finish_fading()
         classification, guidance = self.world.mean(sums / steps).tolist()
         return {"loss": classification, "guidance_loss": guidance}
 
@@ -245,11 +268,16 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done)
+        if span := fading_epochs(self.config):
+            for network in (self.network, self.average):
+                fade(network, min(1.0, done * self.config.epochs / span))
         device = self.world.device
         moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
         # Once for the teacher and for both passes of a step that minds sharpness.
         moved = moved._replace(images=normalise(moved.images))
-        told = self._ask_teacher(moved.images)
+        if self.config.mixup and torch.rand(()).item() < self.config.mixup:
+            moved = mixed(moved)
+        told = self._ask_teachers(moved.images)
         loss = self._learn(moved, told)
         if self.config.sharpness:
             with climbed(self.network, self.config.sharpness):
@@ -258,24 +286,24 @@ class Trainer:
         update_average(self.average, self.network, self.config.ema_decay)
         return loss
 
-    def _ask_teacher(self, images: Tensor) -> LanOutput | None:
-        if self._teacher is None:
+    def _ask_teachers(self, images: Tensor) -> Tensor | None:
+        """[N,K] log probabilities; None without teachers."""
+        if not self._teachers:
             return None
         with torch.no_grad(), self._autocast():
-            told: LanOutput = self._teacher(images)
-        return told
+            return ensemble_answer([teacher(images).logits for teacher in self._teachers])
 
     def _autocast(self) -> torch.autocast:
         halved = self.config.precision == "bfloat16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=halved)
 
-    def _learn(self, batch: Batch, told: LanOutput | None) -> Loss:
+    def _learn(self, batch: Batch, told: Tensor | None) -> Loss:
         """Loss and gradients of one batch, its images normalised, at the present weights."""
         with self._autocast():
             output = self._model(batch.images)
             loss = lan_loss(output, batch.targets, batch.guidance, self.config.alpha)
             if told is not None:
-                extra = self.config.teacher_weight * distillation_loss(output, told)
+                extra = self.config.teacher_weight * distillation_loss(output.logits, told)
                 loss = replace(loss, distillation=extra)
         if not torch.isfinite(loss.total):
             raise TrainingError(f"epoch {self.epoch + 1}: the loss is not finite; lower the rate")
@@ -307,7 +335,10 @@ class Trainer:
         print(f"epoch {self.epoch}: {rounded}", flush=True)
 
     def _save(self, score: float) -> None:
-        is_best, self.best = score >= self.best, max(score, self.best)
+        # A network on its way to ReLUs is not one yet.
+        ready = not any(fading(self.network))
+        is_best = ready and score >= self.best
+        self.best = max(score, self.best) if ready else self.best
         state = {
             "config": self.config.as_dict(),
             "provenance": self.provenance,

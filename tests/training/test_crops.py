@@ -32,7 +32,7 @@ from training.augmentation import (
 )
 from training.backbones import load_backbone
 from training.config import TrainingConfig
-from training.crops import CropDataset, batches, class_weights, normalise
+from training.crops import Batch, CropDataset, batches, class_weights, mixed, normalise
 from training.datasets.records import Split, hard_split
 from training.export import export_onnx
 from training.lan import Lan
@@ -385,3 +385,19 @@ def test_balanced_sampling_draws_each_class_as_often(tmp_path: Path) -> None:
 def test_what_is_not_shuffled_is_not_balanced(tmp_path: Path) -> None:
     passes = batches(uneven(tmp_path), 24, shuffle=False, balanced=True)
     assert next(passes).indices.tolist() == list(range(24))
+
+
+def test_a_mixed_batch_keeps_more_than_half_of_each_image() -> None:
+    torch.manual_seed(0)
+    count = 16
+    images = torch.arange(count, dtype=torch.float32).reshape(count, 1, 1, 1).expand(count, 3, 8, 8)
+    targets = torch.eye(count)
+    guidance = targets[:, :, None].expand(count, count, 7)
+    batch = mixed(Batch(images, targets, guidance, torch.arange(count)))
+    shares = batch.targets.diagonal()
+    assert bool(((shares >= 0.5) & (shares <= 1)).all())
+    assert len(shares.unique()) > count // 2
+    # Pixels, targets and guidance are blended alike, and add up as before.
+    assert torch.allclose(batch.targets.sum(1), torch.ones(count))
+    assert torch.allclose(batch.images[:, 0, 0, 0], batch.targets @ images[:, 0, 0, 0])
+    assert torch.allclose(batch.guidance[..., 0], batch.targets)

@@ -313,7 +313,7 @@ def test_a_run_may_go_on_with_relus(workshop: Workshop, tmp_path: Path) -> None:
     workshop.call("export", "--run", str(third), "--output", str(output))
     slopes = [i.name for i in onnx.load(output).graph.initializer if i.name.endswith(".slope")]
     assert len(slopes) == 1, "the last PReLU keeps its own"
-    assert "ReLUs that were fitted to them" in output.with_suffix(".md").read_text()
+    assert "turned into ReLUs over 1 epochs" in output.with_suffix(".md").read_text()
 
 
 def test_of_a_start_that_knows_other_classes_all_but_the_classifier_is_kept(
@@ -340,17 +340,20 @@ def test_a_run_learns_from_another_runs_network(workshop: Workshop, tmp_path: Pa
     options = [*TRAINING, "--epochs", "1", "--teacher", str(first), "--teacher-weight", "0.5"]
     workshop.call("train", "--run", str(second), *options)
     run = load_run(second)
-    assert run.provenance["teacher"] == "run"
+    assert run.provenance["teachers"] == ["run"]
     assert run.config.teacher_weight == 0.5
 
 
-def test_a_teacher_of_another_kind_is_refused(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = [*TRAINING, "--teacher", str(workshop.paths.run), "--fusion", "mean"]
-    with pytest.raises(AssertionError):
-        workshop.call("train", "--run", str(tmp_path / "second"), *options)
-    assert "holds another network" in capsys.readouterr().err
+def test_teachers_may_be_of_another_kind(workshop: Workshop, tmp_path: Path) -> None:
+    second, third = tmp_path / "second", tmp_path / "third"
+    options = [*TRAINING, "--epochs", "1"]
+    workshop.call("train", "--run", str(second), *options, "--fusion", "mean")
+    teachers = ("--teacher", str(workshop.paths.run), str(second))
+    workshop.call("train", "--run", str(third), *options, *teachers, "--mixup", "0.5")
+    assert load_run(third).provenance["teachers"] == ["run", "second"]
+    output = tmp_path / "third.onnx"
+    workshop.call("export", "--run", str(third), "--output", str(output))
+    assert "the mean answer of `run`, `second` (weight 1)" in output.with_suffix(".md").read_text()
 
 
 def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path) -> None:

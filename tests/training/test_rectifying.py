@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,8 +9,15 @@ from torch import Tensor, nn
 from tests.training.made_up import a_lan, clouds
 from training.backbones import MobileFaceNet
 from training.config import TrainingConfig
-from training.recovery import fold
-from training.rectifying import fit_hinge, inner_prelus, rectify
+from training.lan import Lan
+from training.rectifying import (
+    begin_fading,
+    fade,
+    fading,
+    finish_fading,
+    fit_hinge,
+    inner_prelus,
+)
 
 
 def values(count: int, channels: int) -> Tensor:
@@ -48,23 +53,38 @@ def test_each_channel_is_fitted_by_itself() -> None:
     assert hinge.scale[1].item() < -1
 
 
-@torch.no_grad()
-def test_of_a_network_more_is_left_than_without_slopes() -> None:
-    network = fold(a_lan(TrainingConfig(), seed=3))
+def faded(share: float) -> tuple[Lan, Tensor]:
+    """A network on its way to ReLUs, and images that it was fitted to."""
+    network = a_lan(TrainingConfig(), seed=3)
     images = clouds(16, 112, seed=4)
-    expected = network.backbone(images)
+    assert isinstance(network.backbone, MobileFaceNet)
+    begin_fading(network.backbone, images)
+    fade(network, share)
+    return network.eval(), images
 
-    def error(changed: nn.Module) -> float:
-        found = changed(images)
-        return float((found - expected).square().mean() / expected.var())
 
-    plain, fitted = copy.deepcopy(network.backbone), copy.deepcopy(network.backbone)
-    assert isinstance(plain, MobileFaceNet)
-    assert isinstance(fitted, MobileFaceNet)
-    for prelu in inner_prelus(plain):
-        nn.init.zeros_(prelu.weight)
-    rectify(fitted, images)
-    assert not any(bool(prelu.weight.any()) for prelu in inner_prelus(fitted))
-    kept, was = ([m for m in b.modules() if isinstance(m, nn.PReLU)][-1] for b in (fitted, plain))
-    assert torch.equal(kept.weight, was.weight)
-    assert error(fitted) < 0.8 * error(plain)
+@torch.no_grad()
+def test_what_begins_to_fade_answers_as_before() -> None:
+    network, images = faded(0.0)
+    expected = a_lan(TrainingConfig(), seed=3).eval()(images)
+    assert torch.allclose(network(images).logits, expected.logits, atol=1e-4)
+    kept = [m for m in network.backbone.modules() if isinstance(m, nn.PReLU)]
+    assert len(kept) == 1, "the last PReLU gives F_o"
+
+
+@torch.no_grad()
+def test_what_has_faded_is_a_network_of_relus() -> None:
+    network, images = faded(1.0)
+    expected = network(images)
+    assert isinstance(network.backbone, MobileFaceNet)
+    finish_fading(network.backbone)
+    assert not any(fading(network))
+    assert not any(bool(prelu.weight.any()) for prelu in inner_prelus(network.backbone))
+    assert torch.allclose(network(images).logits, expected.logits, atol=1e-4)
+    assert network.state_dict().keys() == a_lan(TrainingConfig(), seed=3).state_dict().keys()
+
+
+def test_while_it_fades_slopes_are_learnt() -> None:
+    network, images = faded(0.5)
+    network.train()(images).logits.sum().backward()
+    assert all(bool(m.weight.grad is not None and m.weight.grad.any()) for m in fading(network))

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.made_up import coloured_split, fitted, made_up_crops, tiny_lan
+from tests.training.made_up import coloured_split, fitted, made_up_crops, some_images, tiny_lan
 from training.augmentation import Augmentation
-from training.backbones import load_backbone
+from training.backbones import MobileFaceNet, load_backbone
 from training.config import TrainingConfig
 from training.crops import CropDataset
 from training.lan import Lan
+from training.rectifying import begin_fading, fading
 from training.trainer import BEST, CHECKPOINT, METRICS, Trainer, TrainingError
 
 # Dropout and every augmentation, since each draws random numbers that a resumption must repeat.
@@ -171,6 +172,29 @@ def test_mobilefacenet_across_the_thaw(tmp_path: Path) -> None:
     resumed = trainer("run", 77)
     assert resumed.resume()
     resumed.fit(crops, None)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_while_slopes_fade_and_after(tmp_path: Path, after: int) -> None:
+    """Of six epochs, two fade: resumed within, at their end, and later."""
+    config = dataclasses.replace(ADAMW, epochs=6, batch_size=4, relu=True, mixup=0.5)
+    crops = CropDataset(coloured_split(tmp_path, 4), fitted(4), 112, augmentation=Augmentation())
+
+    def trainer(run: str, seed: int) -> Trainer:
+        torch.manual_seed(seed)
+        backbone = MobileFaceNet()
+        begin_fading(backbone, some_images(4))
+        network = Lan(backbone, 3, dropout=config.dropout)
+        return Trainer(network, config, tmp_path / run, {})
+
+    trainer("whole", 0).fit(crops, None, until=4)
+    trainer("run", 0).fit(crops, None, until=after)
+    assert (tmp_path / "run" / BEST).exists() == (after >= 2), "half faded, a network is not best"
+    resumed = trainer("run", 77)
+    assert resumed.resume()
+    assert any(fading(resumed.network)) == (after < 2)
+    resumed.fit(crops, None, until=4)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

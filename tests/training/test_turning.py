@@ -58,4 +58,4 @@ def test_half_of_the_heads_are_turned_within_the_limit() -> None:
     angles = [abs(turn.angle) for turn in turns if turn]
     assert 150 < len(angles) < 250
     assert np.radians(20) < max(angles) <= np.radians(25)
-    assert sample_turn(Augmentation(), rng) is None
+    assert sample_turn(Augmentation(turn_degrees=0), rng) is None

@@ -46,7 +46,7 @@ class ConvUnit(nn.Module):
             bias=False,
         )
         self.bn = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
-        self.prelu = nn.Identity() if linear else nn.PReLU(outputs)
+        self.prelu: nn.Module = nn.Identity() if linear else nn.PReLU(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,inputs,H,W] -> [N,outputs,H/stride,W/stride]."""
