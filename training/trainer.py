@@ -65,8 +65,11 @@ def lan_loss(output: LanOutput, targets: Tensor, guidance: Tensor, alpha: float)
 
 
 def learning_rate(config: TrainingConfig, progress: float) -> float:
-    """Rate at `progress` (0..1 of all steps): linear warm-up, then a cosine to zero."""
-    warmup = config.warmup_epochs / config.epochs
+    """Rate at `progress` (0..1 of all steps): linear warm-up, then a cosine to zero.
+
+    The warm-up is at most half of the run.
+    """
+    warmup = min(0.5, config.warmup_epochs / config.epochs)
     if progress < warmup:
         return config.learning_rate * progress / warmup
     share = (progress - warmup) / max(1e-9, 1 - warmup)
@@ -159,6 +162,7 @@ class Trainer:
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.config, self.folder, self.provenance = config, folder, provenance
         self.epoch, self.best = 0, 0.0
+        self._taken = 0
         self._begin()
         self._teachers = [self._ready_teacher(teacher) for teacher in teachers]
 
@@ -239,6 +243,7 @@ class Trainer:
         train.epoch = self.epoch
         self.set_mode()
         steps = max(1, len(train) // self.config.batch_size)
+        self._taken = self.epoch * steps
         sums = torch.zeros(2, device=self.world.device)
         passes = batches(
             train,
@@ -283,8 +288,13 @@ class Trainer:
             with climbed(self.network, self.config.sharpness):
                 self._learn(moved, told)
         self.optimizer.step()
-        update_average(self.average, self.network, self.config.ema_decay)
+        update_average(self.average, self.network, self._decay())
+        self._taken += 1
         return loss
+
+    def _decay(self) -> float:
+        """Of the average: smaller at first, so that it does not hang on what the run began with."""
+        return min(self.config.ema_decay, (1 + self._taken) / (10 + self._taken))
 
     def _ask_teachers(self, images: Tensor) -> Tensor | None:
         """[N,K] log probabilities; None without teachers."""
