@@ -17,7 +17,6 @@ from training.calibration import coverage_curve, cross_fitted_error, reliability
 from training.config import TrainingConfig
 from training.evaluation import Evaluation
 from training.runs import TrainedRun
-from training.trainer import fading_epochs
 
 matplotlib.use("Agg")  # no display needed
 
@@ -48,6 +47,8 @@ class Recipe:
     """Name in the registry, for the command that measures it again."""
     balance: float = 0.0
     """Of the log of a class's share, what its logits were lowered by."""
+    note: str = ""
+    """What else is to be said of the training, a sentence without its full stop."""
 
 
 def write_card(path: Path, assessment: Assessment, recipe: Recipe) -> None:
@@ -148,7 +149,8 @@ def _training(assessment: Assessment, recipe: Recipe) -> str:
         f"exponential moving average after epoch {recipe.run.epoch}",
         *_averaging(origin),
         *_balance(recipe),
-        "README has the command",
+        *filter(None, [recipe.note]),
+        "docs/retrain.md has the commands",
     )
     return ". ".join(sentences) + "."
 
@@ -216,17 +218,18 @@ def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
     told = []
     if start := origin.get("start"):
         told.append(f"The network went on from the best network of `{start}`")
-    if teachers := origin.get("teachers"):
+    # Runs of earlier versions had one.
+    if teachers := origin.get("teachers") or list(filter(None, [origin.get("teacher")])):
         mean = "mean answer" if len(teachers) > 1 else "answer"
         names = ", ".join(f"`{name}`" for name in teachers)
         told.append(
             f"Beside the labels it learnt from the {mean} of {names} "
             f"(weight {config.teacher_weight:g})"
         )
+    if config.mixup:
+        told.append(f"In {config.mixup:.0%} of the batches each image was blended with another one")
     if config.relu:
-        told.append(
-            f"All its PReLUs but the last turned into ReLUs over {fading_epochs(config)} epochs"
-        )
+        told.append("All its PReLUs but the last became ReLUs, which were fitted to them first")
     return told
 
 

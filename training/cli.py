@@ -101,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(export)
     export.add_argument("--run", type=Path, required=True, help="folder of the run")
     export.add_argument(
-        "--measured-by", type=Path, help="for a --final run: its like, trained without validation"
+        "--measured-by",
+        type=Path,
+        help="for a --final run: its like, trained without validation; of the same epoch",
     )
     export.add_argument(
         "--average-with",
@@ -121,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
     export.add_argument("--name", help="the model's name (default: lan-BACKBONE-DATASET)")
+    export.add_argument("--note", default="", help="a sentence for the card, on how it was trained")
     export.add_argument("--licence", help=f"of the weights (default: {LICENCE})")
 
     evaluate = commands.add_parser("evaluate", help="an ONNX file on a split of a data set")
@@ -294,14 +297,24 @@ def _export(options: argparse.Namespace) -> None:
     dataset = DATASETS[options.dataset]
     licence = options.licence or LICENCE.format(images=dataset.images or dataset.title)
     facts = ModelFacts(name, run_id, licence)
-    twin = load_run(options.measured_by) if options.measured_by else None
+    # Of the same epoch, since a final run has nothing to choose its best by.
+    twin = load_run(options.measured_by, after=run.epoch) if options.measured_by else None
     if options.average_with:
         runs = [run] if twin is None else [run, twin]
         if len(options.average_with) != len(runs):
             raise ExportError("--average-with: one file for the run, and one for --measured-by")
         run, *twins = map(averaged, runs, options.average_with)
         twin = next(iter(twins), None)
-    print(release(run, paths, options.output, facts, twin=twin, balance=options.balance))
+    told = release(
+        run,
+        paths,
+        options.output,
+        facts,
+        twin=twin,
+        balance=options.balance,
+        note=options.note,
+    )
+    print(told)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

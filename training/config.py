@@ -38,7 +38,8 @@ class TrainingConfig:
     """Sharpness-aware minimisation (Foret et al., 2021): the gradient is taken where the loss is
     highest within this distance of the weights (0.05 is usual), which doubles a step; 0: off."""
     ema_decay: float = 0.998
-    """Exponential moving average of the weights, which is what is evaluated and exported."""
+    """Exponential moving average of the weights, which is what is evaluated and exported; in the
+    first steps of a run it forgets sooner."""
     dropout: float = 0.1
     soft_labels: bool = True
     """Vote distributions as targets; false: the majority class alone."""
@@ -58,7 +59,7 @@ class TrainingConfig:
     teacher_weight: float = 1.0
     """Of the distillation loss, where a run is given teachers."""
     mixup: float = 0.0
-    """Probability of a batch whose images are blended two by two."""
+    """Probability of a batch in which each image is blended with another one."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     threads: int = 0

@@ -40,7 +40,7 @@ from training.recovery import recover, settle
 from training.rectifying import begin_fading, inner_prelus
 from training.runs import load_run
 from training.tracking import write_run_file
-from training.trainer import CHECKPOINT, Trainer, TrainingError
+from training.trainer import CHECKPOINT, Trainer, TrainingError, fading_epochs
 from training.turning import MAX_TURN_DEGREES
 
 # Images a step where nothing is learned.
@@ -172,6 +172,16 @@ def require_sound(config: TrainingConfig) -> None:
             f"turn_degrees is {config.augmentation.turn_degrees:g}; "
             f"expected 0 to {MAX_TURN_DEGREES:g}"
         )
+    if not 0 <= config.mixup <= 1:
+        raise TrainingError(f"mixup is {config.mixup:g}; expected a probability, 0 to 1")
+    if config.teacher_weight < 0:
+        raise TrainingError(f"teacher_weight is {config.teacher_weight:g}; expected 0 or more")
+    if config.relu and config.backbone != "mobilefacenet":
+        raise TrainingError("relu works with the mobilefacenet backbone only")
+    if config.relu and config.freeze_before:
+        early = 0 < config.freeze_from < fading_epochs(config)
+        if config.freeze_epochs or early:
+            raise TrainingError("relu turns PReLUs into ReLUs first: freeze layers after that")
     if config.clusters < 2:
         raise TrainingError(f"clusters is {config.clusters}; two or more are needed")
 
@@ -239,9 +249,8 @@ def _material(
 
 
 def _rectify(network: Lan, train: PreparedSplit) -> None:
-    """Make ready to lose its slopes, if it has any. Raises TrainingError where it cannot be."""
-    if not isinstance(network.backbone, MobileFaceNet):
-        raise TrainingError("relu works with the mobilefacenet backbone only")
+    """Make ready to lose its slopes, if it has any."""
+    assert isinstance(network.backbone, MobileFaceNet), "as require_sound saw to"
     if any(bool(prelu.weight.any()) for prelu in inner_prelus(network.backbone)):
         images = torch.cat(list(_some_images(network, train, RECTIFYING_IMAGES)))
         begin_fading(network.backbone, images)

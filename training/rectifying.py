@@ -25,20 +25,19 @@ QUANTILES = 24
 
 @dataclass(frozen=True, eq=False)
 class Hinge:
-    """scale * relu(sign * (x - threshold)) + offset for C channels, each [C], and its error."""
+    """scale * relu(sign * (x - threshold)) for C channels, each [C], and its error."""
 
     scale: Tensor
     sign: Tensor
     threshold: Tensor
-    offset: Tensor
     error: Tensor
-    """Mean square of what is left, over the variance of what was fitted."""
+    """Variance of what is left, over the variance of what was fitted."""
 
 
 class FadingPReLU(nn.Module):
     """(1 - faded) * prelu(x) + faded * scale * relu(sign * (x - threshold)) on [N,C,H,W].
 
-    A hinge's offset is left out: the next BatchNorm takes a constant away.
+    What a hinge lacks of the PReLU's mean is left out: the next BatchNorm takes a constant away.
     """
 
     sign: Tensor
@@ -123,7 +122,10 @@ def finish_fading(backbone: MobileFaceNet) -> None:
 
 
 def fit_hinge(x: Tensor, slope: Tensor) -> Hinge:
-    """The hinges nearest to a PReLU of slopes [C] on the values x [M,C], by least squares."""
+    """The hinges nearest to a PReLU of slopes [C] on the values x [M,C], but for a constant.
+
+    By least squares.
+    """
     wanted = torch.where(x > 0, x, slope * x)
     aim, spread = wanted.mean(0), wanted.var(0, unbiased=False).clamp(min=1e-12)
     levels = torch.quantile(x, torch.linspace(0, 1, QUANTILES), dim=0)
@@ -132,9 +134,8 @@ def fit_hinge(x: Tensor, slope: Tensor) -> Hinge:
         bent = (sign * (x - threshold)).relu()
         mean, power = bent.mean(0), bent.var(0, unbiased=False).clamp(min=1e-12)
         scale = ((bent - mean) * (wanted - aim)).mean(0) / power
-        offset = aim - scale * mean
-        error = (scale * bent + offset - wanted).square().mean(0) / spread
-        hinge = Hinge(scale, torch.full_like(slope, sign), threshold, offset, error)
+        error = (scale * (bent - mean) - (wanted - aim)).square().mean(0) / spread
+        hinge = Hinge(scale, torch.full_like(slope, sign), threshold, error)
         best = hinge if best is None else _better(best, hinge)
     assert best is not None, "thresholds are never empty"
     return best

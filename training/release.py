@@ -81,14 +81,16 @@ def release(
     *,
     twin: TrainedRun | None = None,
     balance: float = 0.0,
+    note: str = "",
 ) -> str:
     """Export `run` to `output` with its measured accuracy and fitted temperature, and its card.
 
     A run on training + validation images has nothing left to be measured on: its figures and its
     temperature are those of `twin`, a run of the same configuration on the training images alone.
     Where `balance` is above 0, rare classes are answered more often (training.balance). The card
-    lies beside the file, .md and .png. It and the returned report are measured on an
-    exported file. Raises ExportError, also where a twin is missing, not needed or none.
+    lies beside the file, .md and .png, and has `note` among what it says of the training. It and
+    the returned report are measured on an exported file.
+    Raises ExportError, also where a twin is missing, not needed or none.
     """
     _require_twin(run, twin)
     if balance:
@@ -109,7 +111,7 @@ def release(
         evaluation = _evaluation_of(twin, contract, output, crops)
     write_contract(output, _measured(contract, evaluation))
     model = ExpressionModel.load(output, CPU)
-    recipe = Recipe(run, twin, seen, paths.dataset, balance)
+    recipe = Recipe(run, twin, seen, paths.dataset, balance, note)
     write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
     return report(model, evaluation, angles)
 

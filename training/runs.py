@@ -11,7 +11,7 @@ import torch
 from training.backbones import CheckpointError, load_backbone
 from training.config import TrainingConfig
 from training.lan import Lan
-from training.trainer import BEST
+from training.trainer import BEST, CHECKPOINT
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +29,26 @@ class TrainedRun:
         return bool(self.provenance.get("final", False))
 
 
-def load_run(folder: Path, checkpoint: str = BEST) -> TrainedRun:
-    """The averaged network of a run. Raises CheckpointError where there is none."""
-    path = folder / checkpoint
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; train first, or name another --run")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def load_run(folder: Path, *, after: int | None = None) -> TrainedRun:
+    """The averaged network of a run: its best one, or the one after epoch `after`.
+
+    Raises CheckpointError where there is none; of the epochs, the best and the last are kept.
+    """
+    states = _states(folder)
+    state = next((s for s in states if after in (None, s["epoch"])), None)
+    if state is None:
+        kept = " and ".join(str(s["epoch"]) for s in states)
+        raise CheckpointError(f"{folder}: has networks of epoch {kept}, none of epoch {after}")
     config = TrainingConfig.from_dict(state["config"])
     labels = state["provenance"]["labels"]
     network = Lan(load_backbone(config.backbone, None), len(labels), fusion=config.fusion)
     network.load_state_dict(state["average"])
     return TrainedRun(network.eval(), config, state["provenance"], state["epoch"])
+
+
+def _states(folder: Path) -> list[dict[str, Any]]:
+    """What was kept of a run's best and of its last epoch."""
+    if not (folder / BEST).is_file():
+        raise CheckpointError(f"{folder / BEST}: no such file; train first, or name another --run")
+    paths = [folder / name for name in (BEST, CHECKPOINT) if (folder / name).is_file()]
+    return [torch.load(path, map_location="cpu", weights_only=True) for path in paths]

@@ -16,7 +16,7 @@ import torch
 from training.backbones import CheckpointError
 from training.config import TrainingConfig
 from training.datasets.records import Split, file_digests
-from training.trainer import BEST, CHECKPOINT, METRICS
+from training.trainer import BEST, CHECKPOINT, METRICS, fading_epochs
 
 RUN_FILE = "run.json"
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "scikit-learn")
@@ -101,7 +101,10 @@ def _results(folder: Path, stored: dict[str, Any]) -> dict[str, Any]:
     epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     if not epochs:
         return dict(stored.get("score", {}))
-    best = max(epochs, key=lambda metrics: metrics.get("accuracy", 0.0))
+    # Networks on their way to ReLUs are not kept.
+    span = fading_epochs(TrainingConfig.from_dict(stored["config"]))
+    kept = [metrics for metrics in epochs if metrics["epoch"] >= span] or epochs
+    best = max(kept, key=lambda metrics: metrics.get("accuracy", 0.0))
     return {"epochs done": epochs[-1]["epoch"], **best}
 
 

@@ -179,6 +179,8 @@ class Trainer:
         for network in (self.network, self.average):
             if isinstance(network.backbone, MobileFaceNet):
                 finish_fading(network.backbone)
+        # Graphs of what was there before count towards the most that may be compiled.
+        torch.compiler.reset()
         self._begin()
 
     def _ready_teacher(self, teacher: Lan) -> Any:  # noqa: ANN401
@@ -194,7 +196,10 @@ class Trainer:
         self._require_same_run(state, path)
         if 0 < fading_epochs(self.config) <= state["epoch"]:
             self._finish_fading()
-        self.network.load_state_dict(state["network"])
+        try:
+            self.network.load_state_dict(state["network"])
+        except RuntimeError as error:
+            raise TrainingError(f"{path} holds another network") from error
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -278,7 +283,7 @@ class Trainer:
                 fade(network, min(1.0, done * self.config.epochs / span))
         device = self.world.device
         moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-        # Once for the teacher and for both passes of a step that minds sharpness.
+        # Once for the teachers and for both passes of a step that minds sharpness.
         moved = moved._replace(images=normalise(moved.images))
         if self.config.mixup and torch.rand(()).item() < self.config.mixup:
             moved = mixed(moved)

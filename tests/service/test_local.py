@@ -85,7 +85,7 @@ def test_every_form_of_photo_gives_the_same_faces(
 
 def test_arrays_are_rgb(recognizer: Recognizer, portrait: UInt8) -> None:
     (rgb,), (bgr,) = (recognizer.predict(p).faces for p in (portrait, portrait[..., ::-1]))
-    assert rgb.expression.probabilities != bgr.expression.probabilities
+    assert rgb.attention != bgr.attention
 
 
 def test_pillow_image_is_turned_upright(recognizer: Recognizer, portrait: UInt8) -> None:

@@ -19,16 +19,17 @@ from service.expression import ExpressionModel
 from service.runtime import SessionSettings
 from tests.training.made_up import grey_face, votes_for, write_ferplus, write_png
 from training.assessment import assess
-from training.backbones import MobileFaceNet
+from training.augmentation import Augmentation
+from training.backbones import CheckpointError, MobileFaceNet
 from training.cli import main
 from training.config import TrainingConfig
 from training.datasets.ferplus import LABELS
 from training.export import ExportError, ModelFacts
-from training.pipeline import RunPaths, load_splits
+from training.pipeline import RunPaths, load_splits, require_sound
 from training.rectifying import inner_prelus
 from training.release import load_part, release, validation_crops
 from training.runs import load_run
-from training.trainer import BEST, CHECKPOINT, METRICS
+from training.trainer import BEST, CHECKPOINT, METRICS, TrainingError
 
 CONFIG = TrainingConfig(
     epochs=2, batch_size=4, learning_rate=0.003, ema_decay=0.5, threads=1, fusion="concat"
@@ -313,7 +314,7 @@ def test_a_run_may_go_on_with_relus(workshop: Workshop, tmp_path: Path) -> None:
     workshop.call("export", "--run", str(third), "--output", str(output))
     slopes = [i.name for i in onnx.load(output).graph.initializer if i.name.endswith(".slope")]
     assert len(slopes) == 1, "the last PReLU keeps its own"
-    assert "turned into ReLUs over 1 epochs" in output.with_suffix(".md").read_text()
+    assert "became ReLUs, which were fitted to them" in output.with_suffix(".md").read_text()
 
 
 def test_of_a_start_that_knows_other_classes_all_but_the_classifier_is_kept(
@@ -362,8 +363,9 @@ def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path)
     workshop.call("train", "--run", str(final), *TRAINING, "--final")
     export = ("export", "--run", str(final), "--output", str(output))
     told = workshop.call(*export, "--measured-by", str(workshop.paths.run))
-    plain = tmp_path / "plain.onnx"
-    assert told == workshop.call("export", "--run", str(workshop.paths.run), "--output", str(plain))
+    plain, facts = tmp_path / "plain.onnx", ModelFacts("twin", "run", "none")
+    last = load_run(workshop.paths.run, after=2)
+    assert told.strip().endswith(release(last, workshop.paths, plain, facts).strip())
     own, twin = (ExpressionModel.load(p, SessionSettings("cpu")) for p in (output, plain))
     assert own.contract.temperature == twin.contract.temperature
     assert own.contract.validation_accuracy == twin.contract.validation_accuracy
@@ -377,6 +379,40 @@ def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path)
         "lan.onnx",
         "lan.png",
     ]
+
+
+def test_a_twin_is_of_the_same_epoch(workshop: Workshop, tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    workshop.call("train", "--run", str(final), *TRAINING, "--epochs", "3", "--final")
+    with pytest.raises(CheckpointError, match="none of epoch 3"):
+        load_run(workshop.paths.run, after=load_run(final).epoch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup": 33}, "mixup is 33; expected a probability"),
+        ({"teacher_weight": -1}, "teacher_weight is -1"),
+        ({"relu": True, "backbone": "resnet18"}, "works with the mobilefacenet backbone only"),
+        ({"relu": True, "freeze_before": "dconv_34", "freeze_epochs": 1}, "freeze layers after"),
+        ({"relu": True, "freeze_before": "dconv_34", "freeze_from": 2}, "freeze layers after"),
+        ({"alpha": 2}, "expected 0 \\(no guidance\\) to 1"),
+        ({"fusion": "none"}, "set alpha to 0"),
+        ({"augmentation": Augmentation(turn_degrees=60)}, "turn_degrees is 60"),
+        ({"clusters": 1}, "two or more are needed"),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        require_sound(dataclasses.replace(TrainingConfig(), **changes))
+
+
+def test_a_note_is_in_the_card(workshop: Workshop, tmp_path: Path) -> None:
+    export = ("export", "--run", str(workshop.paths.run), "--output", str(tmp_path / "lan.onnx"))
+    workshop.call(*export, "--note", "Trained on a Tuesday")
+    assert ". Trained on a Tuesday. docs/retrain.md has" in (tmp_path / "lan.md").read_text()
 
 
 def test_a_balanced_export_says_so(
