@@ -34,21 +34,20 @@ def load_run(folder: Path, *, after: int | None = None) -> TrainedRun:
 
     Raises CheckpointError where there is none; of the epochs, the best and the last are kept.
     """
-    states = _states(folder)
-    state = next((s for s in states if after in (None, s["epoch"])), None)
-    if state is None:
-        kept = " and ".join(str(s["epoch"]) for s in states)
-        raise CheckpointError(f"{folder}: has networks of epoch {kept}, none of epoch {after}")
+    if not (folder / BEST).is_file():
+        raise CheckpointError(f"{folder / BEST}: no such file; train first, or name another --run")
+    kept = []
+    for path in (folder / BEST, folder / CHECKPOINT):
+        if path.is_file():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if after in (None, state["epoch"]):
+                break
+            kept.append(str(state["epoch"]))
+    else:
+        epochs = " and ".join(kept)
+        raise CheckpointError(f"{folder}: has networks of epoch {epochs}, none of epoch {after}")
     config = TrainingConfig.from_dict(state["config"])
     labels = state["provenance"]["labels"]
     network = Lan(load_backbone(config.backbone, None), len(labels), fusion=config.fusion)
     network.load_state_dict(state["average"])
     return TrainedRun(network.eval(), config, state["provenance"], state["epoch"])
-
-
-def _states(folder: Path) -> list[dict[str, Any]]:
-    """What was kept of a run's best and of its last epoch."""
-    if not (folder / BEST).is_file():
-        raise CheckpointError(f"{folder / BEST}: no such file; train first, or name another --run")
-    paths = [folder / name for name in (BEST, CHECKPOINT) if (folder / name).is_file()]
-    return [torch.load(path, map_location="cpu", weights_only=True) for path in paths]
