@@ -88,22 +88,22 @@ def _told(folder: Path) -> dict[str, Any]:
         stored = {name: state[name] for name in ("config", "provenance")}
         stored["score"] = {"epoch": state["epoch"], "accuracy": round(state["score"], 5)}
     # Fields that the configuration did not have yet count as their defaults.
-    config = TrainingConfig.from_dict(stored["config"]).as_dict()
+    known = TrainingConfig.from_dict(stored["config"])
+    config = known.as_dict()
     augmentation = {f"augmentation {k}": v for k, v in config.pop("augmentation").items()}
     choices = {k: v for k, v in stored["provenance"].items() if k not in UNTOLD}
     told = {**config, **augmentation, **choices}
     told |= {f"data {name}": value for name, value in stored.get("data", {}).items()}
-    return told | {f"result: {k}": v for k, v in _results(folder, stored).items()}
+    return told | {f"result: {k}": v for k, v in _results(folder, stored, known).items()}
 
 
-def _results(folder: Path, stored: dict[str, Any]) -> dict[str, Any]:
+def _results(folder: Path, stored: dict[str, Any], config: TrainingConfig) -> dict[str, Any]:
     path = folder / METRICS
     epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     if not epochs:
         return dict(stored.get("score", {}))
     # Networks on their way to ReLUs are not kept.
-    span = fading_epochs(TrainingConfig.from_dict(stored["config"]))
-    kept = [metrics for metrics in epochs if metrics["epoch"] >= span] or epochs
+    kept = [metrics for metrics in epochs if metrics["epoch"] >= fading_epochs(config)] or epochs
     best = max(kept, key=lambda metrics: metrics.get("accuracy", 0.0))
     return {"epochs done": epochs[-1]["epoch"], **best}
 

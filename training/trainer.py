@@ -278,7 +278,7 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done)
-        if span := fading_epochs(self.config):
+        if self.epoch < (span := fading_epochs(self.config)):
             for network in (self.network, self.average):
                 fade(network, min(1.0, done * self.config.epochs / span))
         device = self.world.device
