@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,12 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
 SUFFIX = "-int8"
-OPERATIONS = ("Conv", "Add", "Relu", "LeakyRelu")
+OPERATIONS = ("Conv", "Add", "Relu", "LeakyRelu", "Mul")
+# What is kept with the first convolution, and what a sum in 8 bits adds up.
+ACTIVATIONS = ("Relu", "LeakyRelu", "Add", "Mul", "Max")
+SUMMED = {"Conv", "Add", "Relu", "LeakyRelu", "Max"}
+# Of the names of a PReLU's nodes, after its convolution's.
+BELOW_ZERO, LARGER = "_below_zero", "_larger"
 BATCH = 8
 # ONNX Runtime's severities of log lines: it warns of each initializer that it finds unused, which
 # is hundreds of lines.
@@ -52,30 +58,31 @@ def quantise(path: Path, images: Sequence[UInt8], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=output.parent) as folder, _quiet():
         prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(split_prelus(given), prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            written,
-            _Crops(model, images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATIONS),
-            nodes_to_exclude=_float_nodes(onnx.load(prepared).graph),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            # Of the batches' extremes: with those of all images, scales hang on a few outliers.
-            extra_options={"CalibMovingAverage": True},
-        )
-        _note_origin(written, model.sha256)
+        ranges = Path(folder) / "ranges.json"
+        quant_pre_process(prelus_as_maxima(given), prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared).graph
+        for crops in (_Crops(model, images), None):  # the second time with ranges that were read
+            quantize_static(
+                prepared,
+                written,
+                crops,
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(OPERATIONS),
+                nodes_to_exclude=_float_nodes(graph),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                # Of the batches' extremes: with those of all images, scales hang on a few outliers.
+                extra_options={"CalibMovingAverage": True},
+                calibration_cache_path=ranges,
+            )
+            ranges.write_text(_share_ranges(ranges.read_text(), graph))
+        finished = onnx.load(written)
+        _take_maxima_in_integers(finished.graph)
+        finished.doc_string = int8_description(model.sha256)
+        onnx.save(finished, written)
         write_contract(written, model.contract.model_copy(update={"name": name}))
         written.replace(output)
-
-
-def _note_origin(path: Path, sha256: str) -> None:
-    """Say in the file at `path` what it was made from, for the service to go by."""
-    model = onnx.load(path)
-    model.doc_string = int8_description(sha256)
-    onnx.save(model, path)
 
 
 class _Crops:
@@ -92,22 +99,26 @@ class _Crops:
 
 
 def _float_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Names of what stays float32: the image's own convolution, sums after pooling and evidence.
+    """Names of what stays float32: the image's own convolution, attention's product, the end.
 
-    The former with its activation: in 8 bits it costs the most accuracy and gains no time.
+    The first with its activation: in 8 bits it costs the most accuracy and gains no time.
     """
     image = graph.input[0].name
-    makers = {output: node.op_type for node in graph.node for output in node.output}
-    first: set[str] = set()
+    makers = {output: node for node in graph.node for output in node.output}
+    inputs = {node.name: [makers[i] for i in node.input if i in makers] for node in graph.node}
+    first = [node.name for node in graph.node if node.op_type == "Conv" and node.input[0] == image]
     names = []
     for node in graph.node:
-        follows = node.op_type in ("Relu", "LeakyRelu", "Add") and first.issuperset(node.input)
-        if follows or (node.op_type == "Conv" and node.input[0] == image):
-            first.update(node.output)
+        before = inputs[node.name]
+        follows = node.op_type in ACTIVATIONS and all(maker.name in first for maker in before)
+        if follows and before:
+            first.append(node.name)
+            continue
+        product = node.op_type == "Mul" and not node.name.endswith(BELOW_ZERO)
+        sum_of_others = node.op_type == "Add" and not {m.op_type for m in before} <= SUMMED
+        if product or sum_of_others:
             names.append(node.name)
-        elif node.op_type == "Add" and any(makers.get(i) not in OPERATIONS for i in node.input):
-            names.append(node.name)
-    return names
+    return [*first, *names]
 
 
 @contextmanager
@@ -123,13 +134,13 @@ def _quiet() -> Iterator[None]:
 # --- PReLU ---------------------------------------------------------------------------------------
 
 
-def split_prelus(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model`, with each convolution and its PReLU as relu(convolution) + convolution.
+def prelus_as_maxima(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, with the PReLU of a convolution as the larger of x and slope * x.
 
-    An exported PReLU is slope * x + rest * relu(x), whose multiplications have no 8-bit form. With
-    x = conv(W) and s the sign of `rest`, s times it is relu(conv(|rest| W)) + conv(s slope W): what
-    is left is convolutions and a sum. The convolutions that read it have s in their weights. A
-    PReLU that others read too stays as it is, and so does a file without any.
+    An exported PReLU is slope * x + rest * relu(x), which takes 8-bit integers four operations.
+    Where the slope is above 1 it is the smaller one: there the convolution's sign is turned, and
+    the convolutions that read it have the sign in their weights. A PReLU that others read too stays
+    as it is, and so does a file without any.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -146,7 +157,7 @@ def split_prelus(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Conv" and node.input[0] in signs:
             view.sign_inputs(node, signs[node.input[0]])
         if prelu := by_convolution.get(node.output[0]):
-            nodes += _as_convolutions(prelu, view.arrays)
+            nodes += _as_maximum(prelu, view.arrays)
         elif node.output[0] not in gone:
             nodes.append(node)
     _fill(graph, nodes, view.arrays)
@@ -216,7 +227,7 @@ class _PReLU:
 
     @property
     def sign(self) -> Float32:
-        """[C] 1 or -1: what the two convolutions give is the PReLU's output times this."""
+        """[C] 1 or -1: the maximum is the PReLU's output times this."""
         return np.where(self.rest < 0, -1, 1).astype(np.float32)
 
     @property
@@ -245,27 +256,55 @@ def _find_prelu(total: onnx.NodeProto, view: _View) -> _PReLU | None:
     return _PReLU(factors[0], factors[1], nodes)
 
 
-def _as_convolutions(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProto]:
-    """The four nodes in place of the five, times the PReLU's sign; their weights go to `arrays`."""
+def _as_maximum(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProto]:
+    """The three nodes in place of the five, times the PReLU's sign; constants go to `arrays`."""
     conv = prelu.nodes[0]
     attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
     weights = arrays[conv.input[1]]
     bias = arrays[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(weights), np.float32)
-    base = conv.output[0]
-    for part, factor in (("bent", np.abs(prelu.rest)), ("straight", prelu.sign * prelu.slope)):
-        arrays[f"{base}_{part}_weights"] = weights * factor.reshape(-1, 1, 1, 1)
-        arrays[f"{base}_{part}_bias"] = bias * factor
-
-    def convolution(part: str) -> onnx.NodeProto:
-        name = f"{base}_{part}"
-        inputs = [conv.input[0], f"{name}_weights", f"{name}_bias"]
-        return helper.make_node("Conv", inputs, [name], name=name, **attributes)
-
+    turned, below = f"{conv.output[0]}_turned", f"{conv.output[0]}{BELOW_ZERO}"
+    arrays[f"{turned}_weights"] = weights * prelu.sign.reshape(-1, 1, 1, 1)
+    arrays[f"{turned}_bias"] = bias * prelu.sign
+    arrays[f"{below}_slope"] = prelu.slope.reshape(1, -1, 1, 1)
+    inputs = [conv.input[0], f"{turned}_weights", f"{turned}_bias"]
+    larger = f"{conv.output[0]}{LARGER}"
     return [
-        convolution("bent"),
-        helper.make_node("Relu", [f"{base}_bent"], [f"{base}_relu"], name=f"{base}_relu"),
-        convolution("straight"),
-        helper.make_node(
-            "Add", [f"{base}_relu", f"{base}_straight"], [prelu.output], name=f"{base}_sum"
-        ),
+        helper.make_node("Conv", inputs, [turned], name=turned, **attributes),
+        helper.make_node("Mul", [turned, f"{below}_slope"], [below], name=below),
+        helper.make_node("Max", [turned, below], [prelu.output], name=larger),
     ]
+
+
+def _share_ranges(cache: str, graph: onnx.GraphProto) -> str:
+    """A calibration's JSON, with one range for what a PReLU's maximum takes and gives.
+
+    Of numbers on one scale, the larger is that of the integers. The range is that of x and the
+    maximum; where slope * x is below it, it is not the larger one.
+    """
+    read = json.loads(cache)
+    for node in graph.node:
+        names = [*node.input, *node.output]
+        if node.name.endswith(LARGER) and all(name in read["data"] for name in names):
+            x, below, larger = (read["data"][name] for name in names)
+            lowest = min(x["lowest"]["data"], larger["lowest"]["data"])
+            highest = max(x["highest"]["data"], larger["highest"]["data"])
+            for each in (x, below, larger):
+                each["lowest"]["data"], each["highest"]["data"] = lowest, highest
+    return json.dumps(read)
+
+
+def _take_maxima_in_integers(graph: onnx.GraphProto) -> None:
+    """Let each maximum of a PReLU read and give 8-bit integers, without a detour by float32."""
+    view = _View(graph)
+    gone: set[str] = set()
+    for node in graph.node:
+        given = [view.maker(name) for name in node.input]
+        if node.name.endswith(LARGER) and all(g.op_type == "DequantizeLinear" for g in given):
+            [quantised] = view.readers(node.output[0])
+            gone.add(quantised.name)
+            gone.update(g.name for g in given if len(view.readers(g.output[0])) == 1)
+            node.input[:] = [dequantised.input[0] for dequantised in given]
+            node.output[:] = quantised.output
+    kept = onnx.GraphProto(node=[node for node in graph.node if node.name not in gone])
+    del graph.node[:]
+    graph.node.extend(kept.node)

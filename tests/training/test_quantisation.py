@@ -1,4 +1,4 @@
-"""PReLUs split exactly, an int8 file that answers nearly the same, and a loss that is refused."""
+"""PReLUs as maxima, an int8 file that answers nearly the same, and a loss that is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from training.datasets.ferplus import LABELS
 from training.export import ExportError, export_onnx, write_contract
 from training.lan import Lan
 from training.pipeline import RunPaths
-from training.quantisation import quantise, split_prelus
+from training.quantisation import prelus_as_maxima, quantise
 from training.release import validation_crops
 
 UInt8 = NDArray[np.uint8]
@@ -82,28 +82,30 @@ def operations(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-# --- two convolutions for a PReLU --------------------------------------------------------------
+# --- the larger of two for a PReLU --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.5), (-0.5, 0.3), (-0.4, 1.4), (1.05, 1.3)])
-def test_split_prelus_compute_the_same(tmp_path: Path, low: float, high: float) -> None:
+def test_maxima_compute_the_same(tmp_path: Path, low: float, high: float) -> None:
     model = onnx.load(exported(with_slopes(real_lan(), low, high), tmp_path / "lan.onnx"))
-    split = split_prelus(model)
-    onnx.checker.check_model(split)
-    for before, after in zip(outputs(model, 112), outputs(split, 112), strict=True):
+    maxima = prelus_as_maxima(model)
+    onnx.checker.check_model(maxima)
+    for before, after in zip(outputs(model, 112), outputs(maxima, 112), strict=True):
         np.testing.assert_allclose(after, before, atol=1e-4 * max(1, np.abs(before).max()), rtol=0)
     # Of 33 PReLUs the last stays: attention and pooling read it too.
-    assert operations(split).count("Conv") == operations(model).count("Conv") + 32
-    assert operations(split).count("Mul") == operations(model).count("Mul") - 64
-    assert split.metadata_props == model.metadata_props
+    was, now = operations(model), operations(maxima)
+    assert now.count("Max") == was.count("Max") + 32
+    assert now.count("Relu") == was.count("Relu") - 32
+    assert len(now) == len(was) - 2 * 32
+    assert maxima.metadata_props == model.metadata_props
 
 
-def test_split_prelus_of_another_backbone_compute_the_same(tmp_path: Path) -> None:
+def test_maxima_of_another_backbone_compute_the_same(tmp_path: Path) -> None:
     network = with_slopes(real_lan("iresnet18"), -0.5, 1.5)
     model = onnx.load(exported(network, tmp_path / "lan.onnx"))
-    split = split_prelus(model)
-    assert operations(split).count("Conv") > operations(model).count("Conv")
-    for before, after in zip(outputs(model, 112), outputs(split, 112), strict=True):
+    maxima = prelus_as_maxima(model)
+    assert "Max" in operations(maxima)
+    for before, after in zip(outputs(model, 112), outputs(maxima, 112), strict=True):
         np.testing.assert_allclose(after, before, atol=1e-4 * max(1, np.abs(before).max()), rtol=0)
 
 
@@ -117,17 +119,17 @@ def leaky(network: Lan) -> Lan:
 @pytest.mark.parametrize(
     "make", [lambda: leaky(real_lan()), lambda: real_lan("resnet18"), lambda: enliven(tiny_lan(8))]
 )
-def test_files_without_prelus_to_split_stay_as_they_are(
+def test_files_without_such_prelus_stay_as_they_are(
     tmp_path: Path, make: Callable[[], Lan]
 ) -> None:
     model = onnx.load(exported(make(), tmp_path / "lan.onnx"))
-    assert split_prelus(model) == model
+    assert prelus_as_maxima(model) == model
 
 
 def test_the_model_given_stays_as_it_was(tmp_path: Path) -> None:
     model = onnx.load(exported(real_lan(), tmp_path / "lan.onnx"))
     before = model.SerializeToString()
-    split_prelus(model)
+    prelus_as_maxima(model)
     assert model.SerializeToString() == before
 
 
@@ -164,8 +166,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def test_the_int8_file_is_made_of_8_bit_convolutions(pair: Pair) -> None:
-    names = operations(onnx.load(pair.folder / "lan.int8.onnx"))
+    model = onnx.load(pair.folder / "lan.int8.onnx")
+    graph, names = model.graph, operations(model)
     assert names.count("QuantizeLinear") > 50
+    assert names.count("Max") == 32
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    maxima = [node for node in graph.node if node.op_type == "Max"]
+    in_integers = [all(makers[i] == "QuantizeLinear" for i in node.input) for node in maxima]
+    assert in_integers.count(True) == 31  # all but the one after the image's own convolution
     sizes = [path.stat().st_size for path in sorted(pair.folder.iterdir())]
     assert [path.name for path in sorted(pair.folder.iterdir())] == ["lan.int8.onnx", "lan.onnx"]
     assert sizes[0] < 0.5 * sizes[1]
