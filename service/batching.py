@@ -67,6 +67,39 @@ class _Entry(Generic[Item, Result]):
     queued_at: float = field(default_factory=time.perf_counter)
 
 
+class _Bell:
+    """Wakes threads that wait for work, the last one to fall asleep first.
+
+    A core's caches still hold what that one worked with. A Condition wakes the first.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asleep: list[threading.Lock] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Sleep until woken; call it, as the others, in a `with` block."""
+        bed = threading.Lock()
+        bed.acquire()
+        self._asleep.append(bed)
+        self._lock.release()
+        try:
+            bed.acquire()
+        finally:
+            self._lock.acquire()
+
+    def wake(self, most: int) -> None:
+        """Wake up to so many threads."""
+        for _ in range(min(most, len(self._asleep))):
+            self._asleep.pop().release()
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `run` on batches of items whose keys are equal.
 
@@ -89,7 +122,7 @@ class Batcher(Generic[Item, Result]):
         self._limits = limits
         self._observer = observer
         self._queue: deque[_Entry[Item, Result]] = deque()
-        self._changed = threading.Condition()
+        self._changed = _Bell()
         # Of run_here and the workers together: each run has its memory.
         self._slots = threading.Semaphore(limits.workers)
         self._idle = 0
@@ -120,6 +153,8 @@ class Batcher(Generic[Item, Result]):
         """
         futures = self._enqueue(items)
         try:
+            if len(futures) == 1:
+                return [await futures[0]]
             return list(await asyncio.gather(*futures))
         finally:
             # When one failed, nobody waits for the others. None is kept by this frame: the error
@@ -159,7 +194,7 @@ class Batcher(Generic[Item, Result]):
             if len(self._queue) + len(entries) > self._limits.max_queued:
                 raise OverloadedError(f"the queue of the {self._name} is full")
             self._queue.extend(entries)
-            self._changed.notify(len(entries))
+            self._changed.wake(len(entries))
         return [entry.future for entry in entries]
 
     async def drain(self, timeout_seconds: float) -> None:
@@ -169,7 +204,7 @@ class Batcher(Generic[Item, Result]):
         """
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._changed.wake(self._limits.workers)
         deadline = time.monotonic() + timeout_seconds
         for thread in self._threads:
             await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))

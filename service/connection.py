@@ -100,21 +100,46 @@ class Config(uvicorn.Config):
 
 
 class _PoliteTransport(asyncio.Transport):
-    """What a request's cycle writes its reply to; closing it closes the connection politely."""
+    """What a request's cycle writes its reply to; closing it closes the connection politely.
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    A reply's head waits for what the app writes next, or for the loop: together they take one call
+    of the system, and wake the client once.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        close: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._close = close
+        self._loop = loop
+        self._head: bytes | bytearray | memoryview | None = None
+        self._flushing: asyncio.Handle | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._transport.write(data)
+        if self._flushing is None:
+            self._head = data
+            self._flushing = self._loop.call_soon(self._flush)
+        elif self._head is None:
+            self._transport.write(data)
+        else:
+            self._transport.writelines([self._head, data])
+            self._head = None
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
     def close(self) -> None:
+        self._flush()
         self._close()
+
+    def _flush(self) -> None:
+        if self._head is not None:
+            self._transport.write(self._head)
+            self._head = None
 
 
 class _Answered:
@@ -248,7 +273,7 @@ class Connection(HttpToolsProtocol):
                 self._answer_at_once(refusal)
                 return
         super().on_headers_complete()
-        self.cycle.transport = _PoliteTransport(self.transport, self.leave)
+        self.cycle.transport = _PoliteTransport(self.transport, self.leave, self.loop)
         if self._draining or self.expect_100_continue:
             # A client that waits for "100 Continue" may send its body after a refusal, or not.
             self.cycle.keep_alive = False

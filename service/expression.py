@@ -62,6 +62,7 @@ class ExpressionModel:
         self.sha256 = model.sha256
         self.providers = model.providers
         self._session = model.session
+        self._template = np.array(self.contract.template)
         self._scale = 1 / np.array(self.contract.std, np.float32).reshape(-1, 1, 1)
         self._require_interface(source)
         self._require_sound_outputs(source)
@@ -77,7 +78,7 @@ class ExpressionModel:
         Raises InferenceError where the landmarks are degenerate.
         """
         try:
-            return similarity_transform(face.landmarks, self.contract.template)
+            return similarity_transform(face.landmarks, self._template)
         except ValueError as error:
             raise InferenceError("a face's landmarks coincide") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -36,8 +37,10 @@ FACE_MODEL_MM = np.array(
 # Mouth corners move with the expression (a smile lifts them, which looks like a lowered head), so
 # eyes and nose count four times.
 WEIGHTED_POINTS = (*(0, 1, 2) * 4, 3, 4)
+WEIGHTED_MODEL_MM = FACE_MODEL_MM[WEIGHTED_POINTS, :]
 # Camera distance in sizes of the face. Far, since a crop does not tell how near its camera was.
 CAMERA_DISTANCE = 10.0
+CAMERA = np.diag((CAMERA_DISTANCE, CAMERA_DISTANCE, 1.0))
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,17 @@ def similarity_transform(source: ArrayLike, target: ArrayLike) -> Float64:
     points, goals = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if points.shape != goals.shape or points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"expected two [P,2] arrays, got {points.shape} and {goals.shape}")
-    source_mean, target_mean = points.mean(0), goals.mean(0)
-    centred, centred_goals = points - source_mean, goals - target_mean
-    variance = (centred**2).sum()
-    if not np.isfinite(variance) or variance < 1e-9:
+    # In the plane a similarity is multiplication by one complex number, and a shift.
+    z, goal = (np.ascontiguousarray(each).view(np.complex128)[:, 0] for each in (points, goals))
+    z_mean, goal_mean = z.mean(), goal.mean()
+    centred = z - z_mean
+    variance = np.vdot(centred, centred).real
+    if not math.isfinite(variance) or variance < 1e-9:
         raise ValueError("the source points coincide or are not finite")
-    # In the plane a similarity is multiplication by one complex number a + ib.
-    a = (centred * centred_goals).sum() / variance
-    b = (centred[:, 0] * centred_goals[:, 1] - centred[:, 1] * centred_goals[:, 0]).sum() / variance
-    linear = np.array([[a, -b], [b, a]])
-    return np.column_stack((linear, target_mean - linear @ source_mean))
+    factor = complex(np.vdot(centred, goal - goal_mean) / variance)
+    shift = complex(goal_mean - factor * z_mean)
+    rows = (factor.real, -factor.imag, shift.real), (factor.imag, factor.real, shift.imag)
+    return np.array(rows, np.float64)
 
 
 def compose(second: ArrayLike, first: ArrayLike) -> Float64:
@@ -136,13 +140,12 @@ def head_pose(landmarks: ArrayLike) -> HeadPose:
     points = np.asarray(landmarks, np.float64).reshape(5, 2)
     centred = points - points.mean(0)
     spread = float(np.abs(centred).max())
-    if not np.isfinite(spread) or spread == 0:
+    if not math.isfinite(spread) or spread == 0:
         return HeadPose(0.0, 0.0, 0.0)
-    camera = np.diag((CAMERA_DISTANCE, CAMERA_DISTANCE, 1.0))
     found, rotation_vector, _ = cv2.solvePnP(
-        FACE_MODEL_MM[WEIGHTED_POINTS, :],
+        WEIGHTED_MODEL_MM,
         (centred / spread)[WEIGHTED_POINTS, None],
-        camera,
+        CAMERA,
         None,
         flags=cv2.SOLVEPNP_SQPNP,
     )
@@ -154,7 +157,8 @@ def head_pose(landmarks: ArrayLike) -> HeadPose:
 
 def _euler_angles(rotation: Float64) -> HeadPose:
     """Yaw, pitch, roll of R = R_z(roll) R_x(pitch) R_y(-yaw), in degrees."""
-    pitch = np.degrees(np.arcsin(np.clip(rotation[2, 1], -1.0, 1.0)))
-    yaw = np.degrees(np.arctan2(rotation[2, 0], rotation[2, 2]))
-    roll = np.degrees(np.arctan2(-rotation[0, 1], rotation[1, 1]))
-    return HeadPose(float(yaw), float(pitch), float(roll))
+    (_, r01, _), (_, r11, _), (r20, r21, r22) = rotation.tolist()
+    pitch = math.degrees(math.asin(max(-1.0, min(r21, 1.0))))
+    yaw = math.degrees(math.atan2(r20, r22))
+    roll = math.degrees(math.atan2(-r01, r11))
+    return HeadPose(yaw, pitch, roll)

@@ -137,15 +137,12 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
     width = max(1, min(canvas_width, round(size[1] * look.scale)))
     image = _resized(image, height, width)
     top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
-    pixels = cv2.copyMakeBorder(
-        image,
-        top,
-        canvas_height - height - top,
-        left,
-        canvas_width - width - left,
-        cv2.BORDER_REPLICATE,
-    )
-    return Placement(np.asarray(pixels, np.uint8), look, (left, top), image_size, min_score)
+    below, right = canvas_height - height - top, canvas_width - width - left
+    pixels = image
+    if below or right:  # the larger halves of what is left over
+        border = cv2.BORDER_REPLICATE
+        pixels = np.asarray(cv2.copyMakeBorder(image, top, below, left, right, border), np.uint8)
+    return Placement(pixels, look, (left, top), image_size, min_score)
 
 
 def network_input(canvases: Sequence[UInt8]) -> Float32:
@@ -182,33 +179,62 @@ def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Fo
     """Faces and doubts in canvas pixels, after NMS. `min_score` (0..1) overrides thresholds."""
     lowest = min(look.min_score, SMALL_FACE_MIN_SCORE) if min_score is None else min_score
     doubtful = math.inf if look.doubt_score is None else look.doubt_score
-    seen = _candidates(raw, look.canvas, min(lowest, doubtful))
-    longer = (seen.boxes[:, 2:] - seen.boxes[:, :2]).max(1, initial=0)
-    in_range = (longer >= look.sides[0]) & (longer <= look.sides[1])
+    seen = _Candidates.of(raw, look.canvas, min(lowest, doubtful))
+    in_range = (seen.longer >= look.sides[0]) & (seen.longer <= look.sides[1])
     wanted = in_range & (seen.scores >= lowest)
     if min_score is None:
-        wanted &= (longer < SMALL_FACE) | (seen.scores >= look.min_score)
-    faces = suppress(seen.faces(wanted))
+        wanted &= (seen.longer < SMALL_FACE) | (seen.scores >= look.min_score)
+    faces = seen.best(wanted)
     if look.doubt_score is None:
         return Found(tuple(faces))
     unsure = [f for f in faces if doubtful <= f.score < SURE_SCORE and longer_side(f) < UNSURE_FACE]
-    low = in_range & ~wanted & ~seen.inside(faces) & (seen.scores >= doubtful)
-    others = suppress(seen.faces(low))
+    low = in_range & ~wanted & (seen.scores >= doubtful)
+    others = seen.best(low & ~seen.inside(faces)) if low.any() else []
     return Found(tuple(faces), (*unsure, *others))
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """Of N anchors: boxes [N,4], landmarks [N,5,2] in canvas pixels, scores [N]."""
+    """Those of the anchors whose score may count, N of them."""
 
+    cells: Float32
+    """[N,3], see `anchors`."""
     boxes: Float32
-    landmarks: Float32
+    """[N,4] canvas pixels."""
+    longer: Float32
+    """[N] the boxes' longer sides."""
+    landmark_offsets: Float32
+    """[N,10]."""
     scores: Float32
+    """[N]."""
 
-    def faces(self, chosen: NDArray[np.bool_]) -> list[Face]:
+    @classmethod
+    def of(cls, raw: RawDetections, canvas: tuple[int, int], lowest: float) -> _Candidates:
+        # Decoding the few candidates alone: a canvas has up to 16,800 anchors.
+        kept = np.flatnonzero(raw.scores >= lowest)
+        if len(kept) > MAX_CANDIDATES:
+            best = np.argpartition(raw.scores[kept], -MAX_CANDIDATES)[-MAX_CANDIDATES:]
+            kept = np.sort(kept[best])
+        cells = anchors(canvas)[kept]
+        centre, side = cells[:, :2], cells[:, 2:]
+        offsets = raw.offsets[kept]
+        centres = centre + offsets[:, :2] * CENTRE_VARIANCE * side
+        sizes = side * np.exp(offsets[:, 2:] * SIZE_VARIANCE)
+        boxes = np.concatenate((centres - sizes / 2, centres + sizes / 2), 1)
+        longer = np.maximum(sizes[:, 0], sizes[:, 1])
+        return cls(cells, boxes, longer, raw.landmark_offsets[kept], raw.scores[kept])
+
+    def best(self, chosen: NDArray[np.bool_]) -> list[Face]:
+        """Of these, the ones that no better one overlaps (`suppress`)."""
+        places = np.flatnonzero(chosen)
+        places = places[_unsuppressed(self.boxes[places], self.scores[places])]
+        cells = self.cells[places, None]
+        offsets = self.landmark_offsets[places].reshape(-1, 5, 2)
+        points = cells[..., :2] + offsets * CENTRE_VARIANCE * cells[..., 2:]
+        scores = self.scores[places].tolist()
         return [
-            Face(self.boxes[i], self.landmarks[i], float(self.scores[i]))
-            for i in np.flatnonzero(chosen)
+            Face(box, landmarks, score)
+            for box, landmarks, score in zip(self.boxes[places], points, scores, strict=True)
         ]
 
     def inside(self, faces: Sequence[Face]) -> NDArray[np.bool_]:
@@ -220,30 +246,20 @@ class _Candidates:
         return covered
 
 
-def _candidates(raw: RawDetections, canvas: tuple[int, int], lowest: float) -> _Candidates:
-    # Decoding the few candidates alone: a canvas has up to 16,800 anchors.
-    kept = np.flatnonzero(raw.scores >= lowest)
-    if len(kept) > MAX_CANDIDATES:
-        best = np.argpartition(raw.scores[kept], -MAX_CANDIDATES)[-MAX_CANDIDATES:]
-        kept = np.sort(kept[best])
-    cells = anchors(canvas)[kept]
-    centre, side = cells[:, :2], cells[:, 2:]
-    offsets = raw.offsets[kept]
-    centres = centre + offsets[:, :2] * CENTRE_VARIANCE * side
-    sizes = side * np.exp(offsets[:, 2:] * SIZE_VARIANCE)
-    points = raw.landmark_offsets[kept].reshape(-1, 5, 2) * CENTRE_VARIANCE * side[:, None]
-    boxes = np.concatenate((centres - sizes / 2, centres + sizes / 2), 1)
-    return _Candidates(boxes, centre[:, None] + points, raw.scores[kept])
-
-
 def suppress(faces: Sequence[Face]) -> list[Face]:
     """Non-maximum suppression: of faces that overlap by more than NMS_IOU, the best score."""
     if len(faces) < 2:
         return list(faces)
-    corners = np.stack([face.box for face in faces])
-    xywh = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
-    scores = [face.score for face in faces]
-    return [faces[i] for i in cv2.dnn.NMSBoxes(xywh.tolist(), scores, 0.0, NMS_IOU)]
+    boxes = np.stack([face.box for face in faces])
+    return [faces[i] for i in _unsuppressed(boxes, np.array([face.score for face in faces]))]
+
+
+def _unsuppressed(boxes: Float32, scores: NDArray[np.floating]) -> Sequence[int]:
+    """Which of N boxes [N,4] with scores [N] NMS leaves, the best score first."""
+    if len(boxes) < 2:
+        return range(len(boxes))
+    xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
+    return cv2.dnn.NMSBoxes(xywh.tolist(), scores.tolist(), 0.0, NMS_IOU)
 
 
 def merge(earlier: Found, looks: Sequence[Found]) -> Found:
@@ -329,34 +345,32 @@ def _moved(faces: Iterable[Face], placement: Placement) -> tuple[list[Face], lis
     whole: list[Face] = []
     cut: list[Face] = []
     for face in faces:
-        corners = _in_image(face.box.reshape(2, 2), placement)
-        moved = _in_image_frame(face, corners, placement)
-        if moved is not None:
+        points = _in_image(np.concatenate((face.box.reshape(2, 2), face.landmarks)), placement)
+        corners, landmarks = points[:2], points[2:]
+        box = _box_in_image(corners, placement)
+        if box is not None and np.ptp(landmarks, axis=0).max() > LEAST_SPREAD:
+            moved = Face(box, landmarks, face.score, longer_side(face))
             (cut if _is_cut(corners, placement) else whole).append(moved)
     return whole, cut
 
 
-def _in_image_frame(face: Face, corners: Float32, placement: Placement) -> Face | None:
-    """A face in canvas pixels -> in image pixels, its box (`corners` [2,2]) cut at the image.
-
-    None where it is centred outside the image, or its landmarks are no face (all in one point).
-    """
+def _box_in_image(corners: Float32, placement: Placement) -> Float32 | None:
+    """A box's corners [2,2] cut at the image, as [4]; None where its middle lies outside."""
+    (x1, y1), (x2, y2) = corners.tolist()
     height, width = placement.image_size
-    centre = corners.mean(0)
-    if not (0 <= centre[0] < width and 0 <= centre[1] < height):
+    if not (0 <= (x1 + x2) / 2 < width and 0 <= (y1 + y2) / 2 < height):
         return None  # seen in the replicated border
-    box = np.clip(corners, 0, (width, height)).reshape(4).astype(np.float32)
-    landmarks = _in_image(face.landmarks, placement)
-    if not np.ptp(landmarks, axis=0).max() > LEAST_SPREAD:
-        return None
-    return Face(box, landmarks, face.score, longer_side(face))
+    return np.array(
+        (max(0.0, x1), max(0.0, y1), min(x2, width), min(y2, height)),
+        np.float32,
+    )
 
 
 def _in_image(points: Float32, placement: Placement) -> Float32:
     """Points [N,2] of the canvas, in image pixels."""
-    origin = np.array((0, 0) if placement.look.region is None else placement.look.region[:2])
-    offset = np.array(placement.offset, np.float32)
-    moved = (points - offset) / placement.look.scale + origin.astype(np.float32)
+    moved = (points - np.array(placement.offset, np.float32)) / placement.look.scale
+    if placement.look.region is not None:
+        moved += np.array(placement.look.region[:2], np.float32)
     return np.asarray(moved, np.float32)
 
 

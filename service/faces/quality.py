@@ -18,6 +18,11 @@ def sharpness(crop: NDArray[np.uint8]) -> float:
     blurred. It says nothing of blur that is gone once a large face is shrunk to the crop, since
     the network does not see it either, and noise counts as detail.
     """
-    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    detail = float(cv2.Laplacian(grey, cv2.CV_32F).var())
-    return detail / max(LEAST_VARIANCE, float(grey.var()))
+    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+    detail = _variance(np.asarray(cv2.Laplacian(grey, cv2.CV_32F), np.float32))
+    return detail / max(LEAST_VARIANCE, _variance(np.asarray(grey, np.uint8)))
+
+
+def _variance(values: NDArray[np.uint8] | NDArray[np.float32]) -> float:
+    deviation = cv2.meanStdDev(values)[1]
+    return float(deviation[0, 0]) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 from mimeparse import MimeTypeParseException, best_match  # type: ignore[import-untyped]
@@ -14,7 +14,8 @@ ReplyType = Literal["image/png", "image/jpeg", "application/json"]
 OFFERED: tuple[ReplyType, ...] = get_args(ReplyType)
 
 
-def reply_type(accept: str | None, offered: Sequence[ReplyType] = OFFERED) -> ReplyType:
+@lru_cache(maxsize=64)
+def reply_type(accept: str | None, offered: tuple[ReplyType, ...] = OFFERED) -> ReplyType:
     """The best of `offered` for an Accept header. Raises NotAcceptableError where there is none."""
     if not accept:
         return "application/json"

@@ -126,6 +126,23 @@ def test_idle_workers_share_what_is_queued() -> None:
     asyncio.run(scenario())
 
 
+def test_the_worker_that_fell_asleep_last_takes_what_comes_next() -> None:
+    threads: list[str] = []
+
+    def run(items: Sequence[int]) -> Sequence[int]:
+        threads.append(threading.current_thread().name)
+        return items
+
+    async def scenario() -> None:
+        async with batching(run, workers=3) as batcher:
+            for item in range(12):
+                await asyncio.sleep(0.01)  # all are asleep, unless the machine is very busy
+                assert values(await batcher.submit([item])) == [item]
+
+    asyncio.run(scenario())
+    assert max(map(threads.count, threads)) >= 10
+
+
 def test_queueing_time_is_told_apart() -> None:
     async def scenario() -> None:
         network = Network()

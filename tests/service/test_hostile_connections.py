@@ -194,6 +194,22 @@ def test_requests_sent_before_their_answers_are_answered_in_order(serve: Serve) 
     assert [reply.index('"live"') < reply.index('"ready"'), reply.count('"live"')] == [True, 2]
 
 
+def test_a_reply_without_a_body_comes_before_the_next(server: RunningServer) -> None:
+    with connected(server) as connection:
+        last = LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        connection.sendall(LIVE.replace(b"GET", b"HEAD") + last)
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 200 OK\r\n")
+    assert "\r\n\r\nHTTP/1.1 200 OK\r\n" in reply
+
+
+def test_a_reply_arrives_in_one_piece(server: RunningServer) -> None:
+    """Its head alone would wake the client for nothing."""
+    with connected(server) as connection:
+        connection.sendall(LIVE)
+        assert connection.recv(65536).endswith(b"}")
+
+
 def test_flood_of_requests_before_their_answers_is_cut_off(server: RunningServer) -> None:
     with connected(server) as connection:
         connection.sendall(LIVE * 5000)

@@ -8,8 +8,24 @@ import struct
 import pytest
 from PIL import Image
 
-from service.image_headers import MAX_COUNTED_FRAMES, read_header, sniff_format
+from service.image_headers import (
+    MAX_COUNTED_FRAMES,
+    MAX_JPEG_SCANS,
+    PART_BYTES,
+    read_header,
+    sniff_format,
+)
 from tests.service.image_files import animation, encoded, rgb
+
+
+@pytest.mark.parametrize("position", [1000, PART_BYTES - 2, PART_BYTES - 1, PART_BYTES])
+def test_scans_are_counted_wherever_a_part_of_the_file_ends(position: int) -> None:
+    scan = b"\xff\xda\0\x02"
+    first = b"\xff\xd8" + scan
+    data = first + bytes(position - len(first)) + scan * (MAX_JPEG_SCANS - 1)
+    read_header(data, "JPEG")
+    with pytest.raises(ValueError, match="too many JPEG scans"):
+        read_header(data + scan, "JPEG")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
