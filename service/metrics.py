@@ -6,7 +6,7 @@ Each app has a registry of its own, so that two apps in one process do not share
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -76,6 +76,8 @@ class Metrics:
             "Time an image spent in one stage; queue is the wait for a thread and the networks.",
             ("stage",),
         )
+        # Looked up once: each photo passes all of them, and a reader sees those without any.
+        self._stages = {stage: self.stage_seconds.labels(stage) for stage in get_args(Stage)}
         self.faces = self._counter("faces_total", "Faces read.", ("expression",))
         self.face_confidence = self._histogram(
             "face_confidence", "Probability of the expression that was read.", (), CONFIDENCES
@@ -121,7 +123,7 @@ class Metrics:
     def observe_stages(self, seconds: Mapping[Stage, float]) -> None:
         """Record how long one image spent in each stage."""
         for stage, value in seconds.items():
-            self.stage_seconds.labels(stage).observe(value)
+            self._stages[stage].observe(value)
 
     def batches_of(self, network: Network) -> BatchMetrics:
         """The observer of one network's batches."""
