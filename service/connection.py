@@ -100,10 +100,10 @@ class Config(uvicorn.Config):
 
 
 class _PoliteTransport(asyncio.Transport):
-    """What a request's cycle writes its reply to; closing it closes the connection politely.
+    """What replies are written to; closing it closes the connection politely.
 
-    A reply's head waits for what the app writes next, or for the loop: together they take one call
-    of the system, and wake the client once.
+    What is written in one turn of the loop goes out together: head and body of a reply then take
+    one call of the system, and wake the client once.
     """
 
     def __init__(
@@ -116,30 +116,24 @@ class _PoliteTransport(asyncio.Transport):
         self._transport = transport
         self._close = close
         self._loop = loop
-        self._head: bytes | bytearray | memoryview | None = None
-        self._flushing: asyncio.Handle | None = None
+        self._pieces: list[bytes | bytearray | memoryview] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._flushing is None:
-            self._head = data
-            self._flushing = self._loop.call_soon(self._flush)
-        elif self._head is None:
-            self._transport.write(data)
-        else:
-            self._transport.writelines([self._head, data])
-            self._head = None
+        if not self._pieces:
+            self._loop.call_soon(self.flush)
+        self._pieces.append(data)
+
+    def flush(self) -> None:
+        """Send what was written."""
+        pieces, self._pieces = self._pieces, []
+        if pieces and not self._transport.is_closing():
+            self._transport.writelines(pieces)
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
     def close(self) -> None:
-        self._flush()
         self._close()
-
-    def _flush(self) -> None:
-        if self._head is not None:
-            self._transport.write(self._head)
-            self._head = None
 
 
 class _Answered:
@@ -220,6 +214,7 @@ class Connection(HttpToolsProtocol):
         """Send no more, take what is still under way for a moment, then close."""
         if self.transport.is_closing() or self._leaving:
             return
+        self._replies.flush()
         self.transport.write_eof()
         self.flow.resume_reading()
         self._wait(LINGER_SECONDS, self._close)
@@ -230,6 +225,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        self._replies = _PoliteTransport(transport, self.leave, self.loop)
         self._wait(self._limits.idle_seconds, self.leave)
         self._make_room()
 
@@ -273,7 +269,7 @@ class Connection(HttpToolsProtocol):
                 self._answer_at_once(refusal)
                 return
         super().on_headers_complete()
-        self.cycle.transport = _PoliteTransport(self.transport, self.leave, self.loop)
+        self.cycle.transport = self._replies
         if self._draining or self.expect_100_continue:
             # A client that waits for "100 Continue" may send its body after a refusal, or not.
             self.cycle.keep_alive = False
@@ -350,7 +346,7 @@ class Connection(HttpToolsProtocol):
         )
         self.cycle = _Answered()  # type: ignore[assignment]
         dated = self.server_state.default_headers
-        self.transport.write(reply.to(request_id, dated, close=not stays))
+        self._replies.write(reply.to(request_id, dated, close=not stays))
         if stays:
             self._wait(self._limits.stall_seconds, self.leave)
         else:
@@ -379,7 +375,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._awaits_reply:
-            self.transport.write(PreparedReply(error).to(request_id_of(None)))
+            self._replies.write(PreparedReply(error).to(request_id_of(None)))
         self.leave()
 
     def _make_room(self) -> None:
