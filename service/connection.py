@@ -229,6 +229,11 @@ class Connection(HttpToolsProtocol):
         self._wait(self._limits.idle_seconds, self.leave)
         self._make_room()
 
+    def eof_received(self) -> None:
+        """The client sends no more, and the connection is about to be closed for it."""
+        self._replies.flush()
+        super().eof_received()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, from either side."""
         self._deadline = None

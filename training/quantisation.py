@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ SUFFIX = "-int8"
 OPERATIONS = ("Conv", "Add", "Relu", "LeakyRelu", "Mul")
 # What is kept with the first convolution, and what a sum in 8 bits adds up.
 ACTIVATIONS = ("Relu", "LeakyRelu", "Add", "Mul", "Max")
-SUMMED = {"Conv", "Add", "Relu", "LeakyRelu", "Max"}
+SUMMED = {"Conv", "Add", "Relu", "LeakyRelu"}
 # Of the names of a PReLU's nodes, after its convolution's.
 BELOW_ZERO, LARGER = "_below_zero", "_larger"
 BATCH = 8
@@ -61,28 +61,42 @@ def quantise(path: Path, images: Sequence[UInt8], output: Path) -> None:
         ranges = Path(folder) / "ranges.json"
         quant_pre_process(prelus_as_maxima(given), prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        for crops in (_Crops(model, images), None):  # the second time with ranges that were read
-            quantize_static(
-                prepared,
-                written,
-                crops,
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(OPERATIONS),
-                nodes_to_exclude=_float_nodes(graph),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                # Of the batches' extremes: with those of all images, scales hang on a few outliers.
-                extra_options={"CalibMovingAverage": True},
-                calibration_cache_path=ranges,
-            )
-            ranges.write_text(_share_ranges(ranges.read_text(), graph))
+        float_nodes = _float_nodes(graph)
+        # Once for the ranges alone, of which those of a maximum are then shared.
+        _quantise_static(prepared, written, float_nodes, ranges, _Crops(model, images))
+        maxima = [n for n in graph.node if n.name.endswith(LARGER) and n.name not in float_nodes]
+        ranges.write_text(_share_ranges(ranges.read_text(), maxima))
+        _quantise_static(prepared, written, float_nodes, ranges)
         finished = onnx.load(written)
-        _take_maxima_in_integers(finished.graph)
+        _take_in_integers(finished.graph, {node.name for node in maxima})
         finished.doc_string = int8_description(model.sha256)
         onnx.save(finished, written)
         write_contract(written, model.contract.model_copy(update={"name": name}))
         written.replace(output)
+
+
+def _quantise_static(
+    given: Path,
+    written: Path,
+    float_nodes: Sequence[str],
+    ranges: Path,
+    crops: _Crops | None = None,
+) -> None:
+    """The file `given` in 8 bits; ranges of activations are measured on `crops`, else read."""
+    quantize_static(
+        given,
+        written,
+        crops,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(OPERATIONS),
+        nodes_to_exclude=list(float_nodes),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        # Of the batches' extremes: with those of all images, scales hang on a few outliers.
+        extra_options={"CalibMovingAverage": True},
+        calibration_cache_path=ranges,
+    )
 
 
 class _Crops:
@@ -137,7 +151,7 @@ def _quiet() -> Iterator[None]:
 def prelus_as_maxima(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model`, with the PReLU of a convolution as the larger of x and slope * x.
 
-    An exported PReLU is slope * x + rest * relu(x), which takes 8-bit integers four operations.
+    An exported PReLU is slope * x + rest * relu(x), which in 8 bits would be four operations.
     Where the slope is above 1 it is the smaller one: there the convolution's sign is turned, and
     the convolutions that read it have the sign in their weights. A PReLU that others read too stays
     as it is, and so does a file without any.
@@ -199,6 +213,10 @@ class _View:
         """The nodes that read a value; an empty one stands for the graph's caller."""
         return self._readers[name]
 
+    def number(self, name: str) -> float:
+        """A constant of one value."""
+        return float(self.arrays[name])
+
     def takes_sign(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether `node` is a convolution of the value `name` with constant weights."""
         return node.op_type == "Conv" and node.input[0] == name and node.input[1] in self.arrays
@@ -220,15 +238,13 @@ class _PReLU:
 
     slope: Float32
     """[C]."""
-    rest: Float32
-    """[C], 1 - slope."""
     nodes: tuple[onnx.NodeProto, ...]
     """Convolution, relu, both multiplications, sum."""
 
     @property
     def sign(self) -> Float32:
         """[C] 1 or -1: the maximum is the PReLU's output times this."""
-        return np.where(self.rest < 0, -1, 1).astype(np.float32)
+        return np.where(self.slope > 1, -1, 1).astype(np.float32)
 
     @property
     def output(self) -> str:
@@ -237,7 +253,7 @@ class _PReLU:
 
 
 def _find_prelu(total: onnx.NodeProto, view: _View) -> _PReLU | None:
-    """The PReLU that ends in the sum `total`, where it can be split; None for any other node."""
+    """The PReLU that ends in the sum `total`, where convolutions alone read it; else None."""
     if total.op_type != "Add":
         return None
     slope, rest = (view.maker(name) for name in total.input)
@@ -252,8 +268,10 @@ def _find_prelu(total: onnx.NodeProto, view: _View) -> _PReLU | None:
     readers = view.readers(total.output[0])
     if not known or not unseen or not all(view.takes_sign(n, total.output[0]) for n in readers):
         return None
-    factors = [view.arrays[node.input[0]].reshape(-1) for node in (slope, rest)]
-    return _PReLU(factors[0], factors[1], nodes)
+    slopes, rests = (view.arrays[node.input[0]].reshape(-1) for node in (slope, rest))
+    if not np.allclose(slopes + rests, 1, atol=1e-5):  # of x above 0: no PReLU
+        return None
+    return _PReLU(slopes, nodes)
 
 
 def _as_maximum(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProto]:
@@ -275,36 +293,42 @@ def _as_maximum(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProt
     ]
 
 
-def _share_ranges(cache: str, graph: onnx.GraphProto) -> str:
+def _share_ranges(cache: str, maxima: Iterable[onnx.NodeProto]) -> str:
     """A calibration's JSON, with one range for what a PReLU's maximum takes and gives.
 
     Of numbers on one scale, the larger is that of the integers. The range is that of x and the
     maximum; where slope * x is below it, it is not the larger one.
     """
     read = json.loads(cache)
-    for node in graph.node:
-        names = [*node.input, *node.output]
-        if node.name.endswith(LARGER) and all(name in read["data"] for name in names):
-            x, below, larger = (read["data"][name] for name in names)
-            lowest = min(x["lowest"]["data"], larger["lowest"]["data"])
-            highest = max(x["highest"]["data"], larger["highest"]["data"])
-            for each in (x, below, larger):
-                each["lowest"]["data"], each["highest"]["data"] = lowest, highest
+    for node in maxima:
+        x, below, larger = (read["data"][name] for name in (*node.input, *node.output))
+        lowest = min(x["lowest"]["data"], larger["lowest"]["data"])
+        highest = max(x["highest"]["data"], larger["highest"]["data"])
+        for each in (x, below, larger):
+            each["lowest"]["data"], each["highest"]["data"] = lowest, highest
     return json.dumps(read)
 
 
-def _take_maxima_in_integers(graph: onnx.GraphProto) -> None:
-    """Let each maximum of a PReLU read and give 8-bit integers, without a detour by float32."""
+def _take_in_integers(graph: onnx.GraphProto, maxima: Collection[str]) -> None:
+    """Let these nodes read and give 8-bit integers, without a detour by float32.
+
+    Raises ExportError where their inputs and output are not on one scale.
+    """
     view = _View(graph)
     gone: set[str] = set()
     for node in graph.node:
-        given = [view.maker(name) for name in node.input]
-        if node.name.endswith(LARGER) and all(g.op_type == "DequantizeLinear" for g in given):
-            [quantised] = view.readers(node.output[0])
-            gone.add(quantised.name)
+        if node.name in maxima:
+            given = [view.maker(name) for name in node.input]
+            readers = view.readers(node.output[0])
+            both = [*given, *readers]
+            operations = [n.op_type for n in both]
+            scales = {tuple(view.number(name) for name in n.input[1:3]) for n in both}
+            if operations != ["DequantizeLinear"] * 2 + ["QuantizeLinear"] or len(scales) != 1:
+                raise ExportError(f"{node.name}: what it takes and gives is not on one scale")
+            gone.add(readers[0].name)
             gone.update(g.name for g in given if len(view.readers(g.output[0])) == 1)
             node.input[:] = [dequantised.input[0] for dequantised in given]
-            node.output[:] = quantised.output
+            node.output[:] = readers[0].output
     kept = onnx.GraphProto(node=[node for node in graph.node if node.name not in gone])
     del graph.node[:]
     graph.node.extend(kept.node)

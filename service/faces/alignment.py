@@ -149,7 +149,7 @@ def head_pose(landmarks: ArrayLike) -> HeadPose:
         None,
         flags=cv2.SOLVEPNP_SQPNP,
     )
-    if not found:
+    if not found or not np.isfinite(rotation_vector).all():
         return HeadPose(0.0, 0.0, 0.0)
     rotation, _ = cv2.Rodrigues(rotation_vector)
     return _euler_angles(np.asarray(rotation, np.float64))

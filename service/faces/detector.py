@@ -259,7 +259,7 @@ def _unsuppressed(boxes: Float32, scores: NDArray[np.floating]) -> Sequence[int]
     if len(boxes) < 2:
         return range(len(boxes))
     xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
-    return cv2.dnn.NMSBoxes(xywh.tolist(), scores.tolist(), 0.0, NMS_IOU)
+    return list(cv2.dnn.NMSBoxes(xywh.tolist(), scores.tolist(), 0.0, NMS_IOU))
 
 
 def merge(earlier: Found, looks: Sequence[Found]) -> Found:

@@ -14,7 +14,7 @@ ReplyType = Literal["image/png", "image/jpeg", "application/json"]
 OFFERED: tuple[ReplyType, ...] = get_args(ReplyType)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # of most clients; a header may be long
 def reply_type(accept: str | None, offered: tuple[ReplyType, ...] = OFFERED) -> ReplyType:
     """The best of `offered` for an Accept header. Raises NotAcceptableError where there is none."""
     if not accept:

@@ -20,6 +20,7 @@ from service.faces.detector import (
     anchors,
     decode,
     merge,
+    network_input,
     place,
 )
 from service.faces.looks import (
@@ -217,6 +218,15 @@ def test_placing_keeps_the_aspect_ratio_and_repeats_the_border() -> None:
     assert placement.offset == (60, 110)
     assert (placement.pixels[:, :155] == 255).all()
     assert (placement.pixels[:, 165:] == 0).all()
+
+
+def test_a_canvas_may_be_a_part_of_the_photo_itself() -> None:
+    photo = np.random.default_rng(1).integers(0, 256, (400, 600, 3), np.uint8)
+    look = Look((320, 320), 1.0, 0.7, region=(50, 40, 370, 360))
+    pixels = place(photo, look).pixels
+    np.testing.assert_array_equal(pixels, photo[40:360, 50:370])
+    expected = network_input([np.ascontiguousarray(pixels)])
+    np.testing.assert_array_equal(network_input([pixels]), expected)
 
 
 def test_the_smallest_canvas_that_fits_is_taken() -> None:

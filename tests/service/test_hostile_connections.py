@@ -210,6 +210,14 @@ def test_a_reply_arrives_in_one_piece(server: RunningServer) -> None:
         assert connection.recv(65536).endswith(b"}")
 
 
+def test_a_client_that_sends_no_more_gets_its_answer(server: RunningServer) -> None:
+    for _ in range(20):
+        with connected(server) as connection:
+            connection.sendall(LIVE)
+            connection.shutdown(socket.SHUT_WR)
+            assert read_all(connection).startswith("HTTP/1.1 200 OK\r\n")
+
+
 def test_flood_of_requests_before_their_answers_is_cut_off(server: RunningServer) -> None:
     with connected(server) as connection:
         connection.sendall(LIVE * 5000)

@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import nn
 
 from service.contract import ModelContract
@@ -165,15 +166,24 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(folder, *models)
 
 
+def of_float(maximum: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
+    return any(makers[name].op_type != "QuantizeLinear" for name in maximum.input)
+
+
 def test_the_int8_file_is_made_of_8_bit_convolutions(pair: Pair) -> None:
     model = onnx.load(pair.folder / "lan.int8.onnx")
     graph, names = model.graph, operations(model)
     assert names.count("QuantizeLinear") > 50
     assert names.count("Max") == 32
-    makers = {output: node.op_type for node in graph.node for output in node.output}
-    maxima = [node for node in graph.node if node.op_type == "Max"]
-    in_integers = [all(makers[i] == "QuantizeLinear" for i in node.input) for node in maxima]
-    assert in_integers.count(True) == 31  # all but the one after the image's own convolution
+    constants = {i.name: float(numpy_helper.to_array(i)) for i in graph.initializer if not i.dims}
+    makers = {output: node for node in graph.node for output in node.output}
+    in_integers = [n for n in graph.node if n.op_type == "Max" and not of_float(n, makers)]
+    assert len(in_integers) == 31  # all but the one after the image's own convolution
+    for node in in_integers:
+        readers = [n for n in graph.node if node.output[0] in n.input]
+        users = [*(makers[name] for name in node.input), *readers]
+        scales = {(constants[user.input[1]], constants[user.input[2]]) for user in users}
+        assert len(scales) == 1
     sizes = [path.stat().st_size for path in sorted(pair.folder.iterdir())]
     assert [path.name for path in sorted(pair.folder.iterdir())] == ["lan.int8.onnx", "lan.onnx"]
     assert sizes[0] < 0.5 * sizes[1]
@@ -197,6 +207,16 @@ def test_int8_answers_near_float32_and_its_evidence_adds_up(pair: Pair) -> None:
         np.testing.assert_allclose(sums, b.logits, atol=1e-3)
         (alone,) = pair.int8.infer([images[after.index(b)]])
         np.testing.assert_allclose(alone.logits, b.logits, atol=1e-4)
+
+
+def test_another_backbone_with_prelus_is_quantised(tmp_path: Path) -> None:
+    path = exported(with_slopes(real_lan("iresnet18"), -0.3, 1.3), tmp_path / "lan.onnx")
+    quantise(path, crops(4, 112), tmp_path / "int8.onnx")
+    before, after = (ExpressionModel.load(tmp_path / f"{n}.onnx", CPU) for n in ("lan", "int8"))
+    images = crops(4, 112, seed=8)
+    logits = [np.array([r.logits for r in m.infer(images)]) for m in (before, after)]
+    assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) < 0.25 * logits[0].std()
+    assert "Max" in operations(onnx.load(tmp_path / "int8.onnx"))
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
