@@ -10,8 +10,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 # Blocks from this size on go back to the system when they are freed. By itself glibc raises the
 # limit to the largest block it has seen freed, up to 32 MB: most photos would then stay.
 LARGE_BLOCK_BYTES = 4 * 1024 * 1024
-# Up to so much may stay free at the end of a heap. With 128 kB, glibc's own limit, every photo makes
-# it give back memory that the next one asks for again.
+# Up to so much may stay free at the end of a heap. With 128 kB, glibc's own limit, every photo
+# makes it give back memory that the next one asks for again.
 HEAP_RESERVE_BYTES = 16 * 1024 * 1024
 # Heaps that threads keep apart; each of them keeps what was once needed in it.
 ARENAS = 2
