@@ -119,11 +119,10 @@ def _float_nodes(graph: onnx.GraphProto) -> list[str]:
     """
     image = graph.input[0].name
     makers = {output: node for node in graph.node for output in node.output}
-    inputs = {node.name: [makers[i] for i in node.input if i in makers] for node in graph.node}
     first = [node.name for node in graph.node if node.op_type == "Conv" and node.input[0] == image]
     names = []
     for node in graph.node:
-        before = inputs[node.name]
+        before = [makers[name] for name in node.input if name in makers]
         follows = node.op_type in ACTIVATIONS and all(maker.name in first for maker in before)
         if follows and before:
             first.append(node.name)
@@ -182,12 +181,17 @@ def _fill(
     graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], arrays: dict[str, Float32]
 ) -> None:
     """Give `graph` these nodes, and of `arrays` what they read."""
-    kept = onnx.GraphProto(node=nodes)  # copies: those of `graph` go now
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept.node)
-    for name in dict.fromkeys(name for node in kept.node for name in node.input):
+    _set_nodes(graph, nodes)
+    del graph.initializer[:]
+    for name in dict.fromkeys(name for node in graph.node for name in node.input):
         if name in arrays:
             graph.initializer.append(numpy_helper.from_array(arrays[name], name))
+
+
+def _set_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    copies = onnx.GraphProto(node=nodes)  # those of `graph` go now
+    del graph.node[:]
+    graph.node.extend(copies.node)
 
 
 class _View:
@@ -329,6 +333,4 @@ def _take_in_integers(graph: onnx.GraphProto, maxima: Collection[str]) -> None:
             gone.update(g.name for g in given if len(view.readers(g.output[0])) == 1)
             node.input[:] = [dequantised.input[0] for dequantised in given]
             node.output[:] = readers[0].output
-    kept = onnx.GraphProto(node=[node for node in graph.node if node.name not in gone])
-    del graph.node[:]
-    graph.node.extend(kept.node)
+    _set_nodes(graph, [node for node in graph.node if node.name not in gone])
