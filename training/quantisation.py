@@ -26,7 +26,7 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
 SUFFIX = "-int8"
-OPERATIONS = ("Conv", "Add", "Relu", "LeakyRelu", "Mul")
+OPERATIONS = ("Conv", "Add", "Relu", "LeakyRelu")
 # What is kept with the first convolution, and what a sum in 8 bits adds up.
 ACTIVATIONS = ("Relu", "LeakyRelu", "Add", "Mul", "Max")
 SUMMED = {"Conv", "Add", "Relu", "LeakyRelu"}
@@ -123,11 +123,11 @@ def _float_nodes(graph: onnx.GraphProto) -> list[str]:
     names = []
     for node in graph.node:
         before = [makers[name] for name in node.input if name in makers]
-        follows = node.op_type in ACTIVATIONS and all(maker.name in first for maker in before)
-        if follows and before:
+        activates = node.op_type in ACTIVATIONS or node.name.endswith(BELOW_ZERO)
+        if before and activates and all(maker.name in first for maker in before):
             first.append(node.name)
             continue
-        product = node.op_type == "Mul" and not node.name.endswith(BELOW_ZERO)
+        product = node.op_type == "Mul"
         sum_of_others = node.op_type == "Add" and not {m.op_type for m in before} <= SUMMED
         if product or sum_of_others:
             names.append(node.name)
@@ -287,12 +287,14 @@ def _as_maximum(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProt
     turned, below = f"{conv.output[0]}_turned", f"{conv.output[0]}{BELOW_ZERO}"
     arrays[f"{turned}_weights"] = weights * prelu.sign.reshape(-1, 1, 1, 1)
     arrays[f"{turned}_bias"] = bias * prelu.sign
-    arrays[f"{below}_slope"] = prelu.slope.reshape(1, -1, 1, 1)
+    # A convolution of each channel by itself: QLinearMul takes twice as long, and rounds slopes.
+    arrays[f"{below}_slope"] = prelu.slope.reshape(-1, 1, 1, 1)
+    by_channel = {"group": len(prelu.slope), "kernel_shape": [1, 1]}
     inputs = [conv.input[0], f"{turned}_weights", f"{turned}_bias"]
     larger = f"{conv.output[0]}{LARGER}"
     return [
         helper.make_node("Conv", inputs, [turned], name=turned, **attributes),
-        helper.make_node("Mul", [turned, f"{below}_slope"], [below], name=below),
+        helper.make_node("Conv", [turned, f"{below}_slope"], [below], name=below, **by_channel),
         helper.make_node("Max", [turned, below], [prelu.output], name=larger),
     ]
 
