@@ -14,6 +14,8 @@ import aiohttp
 import numpy as np
 import psutil
 
+from benchmarks.servers import whole
+
 JPEG = {"Content-Type": "image/jpeg"}
 TIMEOUT = aiohttp.ClientTimeout(total=120)
 MEBIBYTE = 1024 * 1024
@@ -93,7 +95,7 @@ def moments(rate: float, seconds: float, rng: np.random.Generator) -> Iterator[f
 
 @dataclass(frozen=True)
 class Sample:
-    """The server's process at one moment."""
+    """The server's processes at one moment."""
 
     at_seconds: float
     rss_mb: float
@@ -103,14 +105,14 @@ class Sample:
 
 
 def sample(process: psutil.Process, started: float) -> Sample:
-    """What the process holds now; `started` is a time.perf_counter()."""
-    with process.oneshot():
-        return Sample(
-            round(time.perf_counter() - started, 1),
-            round(process.memory_info().rss / MEBIBYTE, 1),
-            process.num_threads(),
-            process.num_fds(),
-        )
+    """What the server's processes hold now; `started` is a time.perf_counter()."""
+    processes = whole(process)
+    return Sample(
+        round(time.perf_counter() - started, 1),
+        round(sum(p.memory_info().rss for p in processes) / MEBIBYTE, 1),
+        sum(p.num_threads() for p in processes),
+        sum(p.num_fds() for p in processes),
+    )
 
 
 async def watch(process: psutil.Process, every: float, samples: list[Sample]) -> None:

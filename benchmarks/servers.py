@@ -38,7 +38,7 @@ class Measured:
     load: dict[str, Any]
     """What benchmarks.load printed."""
     cpu_ms_per_photo: float
-    """CPU time of the server's process for an answered photo."""
+    """CPU time of the server's processes for an answered photo."""
     rss_mb: float
     """Resident memory after the load."""
     peak_mb: float
@@ -56,21 +56,21 @@ class RunningServer:
     seconds_to_ready: float
 
     def rss_mb(self) -> float:
-        """Resident memory, MiB."""
-        return float(self.process.memory_info().rss / MEBIBYTE)
+        """Resident memory, MiB; pages that processes share count in each."""
+        return sum(p.memory_info().rss for p in whole(self.process)) / MEBIBYTE
 
     def peak_mb(self) -> float:
-        """Most resident memory so far (Linux), MiB; else what it is now."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        if not status.is_file():
+        """Most resident memory of each process so far (Linux), MiB; else what it is now."""
+        statuses = [Path(f"/proc/{p.pid}/status") for p in whole(self.process)]
+        if not all(status.is_file() for status in statuses):
             return self.rss_mb()
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
+        lines = (line for status in statuses for line in status.read_text().splitlines())
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
     def cpu_seconds(self) -> float:
         """CPU time used so far."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        times = [p.cpu_times() for p in whole(self.process)]
+        return float(sum(t.user + t.system for t in times))
 
     def load(self, photos: Path, *options: object) -> Measured:
         """Run benchmarks.load against it."""
@@ -110,6 +110,11 @@ class RunningServer:
             for sample in family.samples
             if sample.name == STAGES
         }
+
+
+def whole(process: psutil.Process) -> list[psutil.Process]:
+    """A server's processes: the one that was started, and those that it has started."""
+    return [process, *process.children(recursive=True)]
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from service.cors import allow_origins
 from service.errors import StartupError
 from service.middleware import EdgeMiddleware
 from service.openapi import install_openapi
-from service.pipeline import load_networks
 from service.problems import install_handlers
 from service.routes import batch, docs, health, model, page, predict, v2
 from service.routes.access import include_guarded
@@ -45,12 +44,13 @@ def _log_start(error: StartupError | None) -> None:
 def create_app(
     settings: Settings,
     *,
-    load: LoadNetworks = load_networks,
+    load: LoadNetworks | None = None,
     on_started: OnStarted = _log_start,
 ) -> FastAPI:
-    """The app. It answers at once, and takes photos once `load`'s networks have been warmed up.
+    """The app. It answers at once, and takes photos once its networks have been warmed up.
 
-    `on_started` is told of that, or of what went wrong; the app then never becomes ready.
+    They are in engines, processes of their own, as the settings say; those that `load` gives are in
+    this one. `on_started` is told of that, or of what went wrong; the app then never becomes ready.
     """
     service = ServiceState(settings)
 

@@ -14,9 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from service.errors import InferenceError, OverloadedError, UnavailableError
+from service.observing import BatchObserver
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,13 +51,6 @@ class _Run(Generic[Result]):
     results: Sequence[Result]
     error: BaseException | None
     started: float
-
-
-class BatchObserver(Protocol):
-    """Told about every batch, from the thread that ran it."""
-
-    def batch_finished(self, size: int, seconds: float, *, failed: bool) -> None:
-        """`size` items were run in `seconds`."""
 
 
 @dataclass(eq=False)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from service.errors import OverloadedError
 
+# How often a thread that waits for room asks whether somebody still waits for it.
+LOOK_SECONDS = 0.1
+
 
 class NoRoomError(Exception):
     """A photo does not fit now; its task waits with `Room.wait_for`. Never leaves the app."""
@@ -129,6 +132,47 @@ class PixelBudget:
             waiter.room.pixels += waiter.pixels
             if not waiter.future.done():
                 waiter.future.set_result(None)
+
+
+class LanePixels:
+    """Decoded pixels of threads that keep a photo to its end, and so may wait for each other.
+
+    First come, first served; who is larger than the whole budget is let in when it is alone.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._used = 0
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @property
+    def used(self) -> int:
+        """Pixels taken now."""
+        return self._used
+
+    def take(self, pixels: int, require: Callable[[], None]) -> None:
+        """Wait until they fit, and take them; `require` is called meanwhile, and may raise."""
+        me = object()
+        with self._changed:
+            self._queue.append(me)
+            try:
+                while self._queue[0] is not me or not self._fits(pixels):
+                    self._changed.wait(LOOK_SECONDS)
+                    require()
+                self._used += pixels
+            finally:
+                self._queue.remove(me)
+                self._changed.notify_all()
+
+    def give_back(self, pixels: int) -> None:
+        """Let others have them."""
+        with self._changed:
+            self._used -= pixels
+            self._changed.notify_all()
+
+    def _fits(self, pixels: int) -> bool:
+        return self._used == 0 or self._used + pixels <= self._capacity
 
 
 class Room:

@@ -253,6 +253,9 @@ class UnexpectedError(ProblemError):
     slug = "unexpected-error"
     title = "Something unexpected went wrong"
 
+    def __init__(self, detail: str = "The log has the details under this request id.") -> None:
+        super().__init__(detail)
+
 
 class DeadlineExceededError(ProblemError):
     """The deadline passed before the reply was ready."""

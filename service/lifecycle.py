@@ -15,7 +15,7 @@ from service.metrics import Metrics
 
 STARTING_RETRY_SECONDS = 2
 DRAINING_RETRY_SECONDS = 5
-HUNG_RETRY_SECONDS = 10
+TROUBLE_RETRY_SECONDS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ class Lifecycle:
         self._phase = Phase.STARTING
         self._capacity = max_in_flight_images
         self._in_flight = 0
-        self._hung_stage: str | None = None
+        self._trouble: str | None = None
         # Read when asked for: drain() runs in a signal handler, where taking a lock could hang.
-        metrics.ready.set_function(lambda: self._phase is Phase.READY and self._hung_stage is None)
+        metrics.ready.set_function(lambda: self._phase is Phase.READY and self._trouble is None)
         metrics.images_in_flight.set_function(lambda: self._in_flight)
         metrics.images_in_flight_limit.set(max_in_flight_images)
 
@@ -49,7 +49,7 @@ class Lifecycle:
     @property
     def is_full(self) -> bool:
         """Whether the service would take photos, but has no permit left."""
-        ready = self._phase is Phase.READY and self._hung_stage is None
+        ready = self._phase is Phase.READY and self._trouble is None
         return ready and self._in_flight >= self._capacity
 
     def become_ready(self) -> None:
@@ -61,23 +61,27 @@ class Lifecycle:
         """Take no more images; those in flight go on."""
         self._phase = Phase.DRAINING
 
-    def note_hung_stage(self, stage: str | None) -> None:
-        """The stage that hangs now, None where none does: not ready while one does."""
-        if stage is not None and self._hung_stage is None:
-            logger.critical("not ready: the stage %r hangs", stage)
-        elif stage is None and self._hung_stage is not None:
-            logger.warning("ready again: the stage %r goes on", self._hung_stage)
-        self._hung_stage = stage
+    def note_trouble(self, trouble: str | None) -> None:
+        """What keeps the service from its work now, None where nothing does: not ready till then.
+
+        A clause such as "the stage 'detector' hangs"; the log and clients read it.
+        """
+        if trouble is not None and self._trouble is None:
+            logger.critical("not ready: %s", trouble)
+        elif trouble is None and self._trouble is not None:
+            logger.warning("ready again; it was not: %s", self._trouble)
+        self._trouble = trouble
 
     def require_ready(self) -> None:
-        """Raises UnavailableError in every phase but READY, and while a stage hangs."""
+        """Raises UnavailableError in every phase but READY, and in trouble."""
         if self._phase is Phase.STARTING:
             raise UnavailableError(self._phase.value, retry_after_seconds=STARTING_RETRY_SECONDS)
         if self._phase is Phase.DRAINING:
             raise UnavailableError(self._phase.value, retry_after_seconds=DRAINING_RETRY_SECONDS)
-        if self._hung_stage is not None:
+        if self._trouble is not None:
             raise UnavailableError(
-                "A stage of the service hangs.", retry_after_seconds=HUNG_RETRY_SECONDS
+                f"The service does not go on: {self._trouble}.",
+                retry_after_seconds=TROUBLE_RETRY_SECONDS,
             )
 
     def require_room(self) -> None:

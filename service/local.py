@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import ImageFileError, PayloadTooLargeError, ServiceError
+from service.expression import ExpressionModel
 from service.imaging import DecodedImage, ImageLimits, from_pillow
 from service.metrics import Metrics
 from service.options import check_options
 from service.pipeline import Networks, Pipeline, Recognition, load_networks
-from service.replies import ReplyWriter
+from service.replies import Reply
 from service.schemas import PredictOptions, PredictReply
 from service.settings import Settings, available_cpus, load_settings
 
@@ -72,7 +73,7 @@ class Recognizer:
         # The pipeline refuses what does not fit into its queues; in process, callers wait.
         self._permits = threading.BoundedSemaphore(settings.max_in_flight_images)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="recognizer")
-        self._pipeline = Pipeline(networks, settings, metrics=Metrics())
+        self._pipeline = Pipeline(networks, settings, observer=Metrics())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="recognizer-loop", daemon=True
@@ -198,14 +199,10 @@ class Recognizer:
     async def _recognize(self, photo: Photo, options: PredictOptions, *, draw: bool) -> Answer:
         offload = partial(self._loop.run_in_executor, self._pool)
         opened = await offload(partial(_open, photo, self._limits))
-        writer = ReplyWriter(
-            classifier=self.networks.classifier,
-            options=options,
-            request_id=uuid.uuid4().hex,
-            receive_seconds=0.0,
-        )
+        reply = Reply(options, uuid.uuid4().hex)
 
-        def answer(recognition: Recognition) -> Answer:
+        def answer(recognition: Recognition, classifier: ExpressionModel) -> Answer:
+            writer = reply.writer(classifier)
             picture = writer.drawn(recognition) if draw else None
             return Answer(writer.reply(recognition), picture)
 

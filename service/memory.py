@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from pathlib import Path
 
 # mallopt's numbers, from malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
@@ -15,6 +17,15 @@ LARGE_BLOCK_BYTES = 4 * 1024 * 1024
 HEAP_RESERVE_BYTES = 16 * 1024 * 1024
 # Heaps that threads keep apart; each of them keeps what was once needed in it.
 ARENAS = 2
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_resident_memory_low() -> None:

@@ -6,7 +6,7 @@ Each app has a registry of its own, so that two apps in one process do not share
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,8 +19,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-Stage = Literal["receive", "decode", "detect", "classify", "queue", "render", "total"]
-Network = Literal["detector", "classifier"]
+from service.observing import NETWORKS, Load, Network, Stage
 
 PREFIX = "lan_fer_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -104,6 +103,17 @@ class Metrics:
         self.batch_failures = self._counter(
             "batch_failures_total", "Runs of a network that failed.", network
         )
+        self._batches = {network: BatchMetrics(self, network) for network in NETWORKS}
+        self.engines = self._gauge("engines", "Engines, the processes that read photos, now ready.")
+        self.engine_restarts = self._counter(
+            "engine_restarts_total", "Engines that ended and were started again."
+        )
+        self.engine_cpu_seconds = self._counter(
+            "engine_cpu_seconds_total", "CPU time of the engines; the server's own is apart."
+        )
+        self.engine_bytes = self._gauge(
+            "engine_resident_memory_bytes", "Resident memory of the engines; see above."
+        )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
@@ -125,22 +135,34 @@ class Metrics:
         for stage, value in seconds.items():
             self._stages[stage].observe(value)
 
+    def photo_read(
+        self,
+        seconds: Mapping[Stage, float],
+        faces_found: int,
+        faces: Sequence[tuple[str, float]],
+    ) -> None:
+        """See `service.observing.Observer`."""
+        self.observe_stages(seconds)
+        self.faces_per_image.observe(faces_found)
+        for label, probability in faces:
+            self.faces.labels(label).inc()
+            self.face_confidence.observe(probability)
+
     def batches_of(self, network: Network) -> BatchMetrics:
         """The observer of one network's batches."""
-        return BatchMetrics(self, network)
+        return self._batches[network]
 
-    def watch_memory(self, body_bytes: Callable[[], int], pixels: Callable[[], int]) -> None:
-        """Read what is held in memory whenever the metrics are read."""
+    def watch_load(self, body_bytes: Callable[[], int], load: Callable[[], Load]) -> None:
+        """Read what waits and what is held in memory whenever the metrics are read."""
         self.body_bytes.set_function(body_bytes)
-        self.pixels.set_function(pixels)
+        self.pixels.set_function(lambda: load().pixels)
+        self.waiting.set_function(lambda: load().waiting_photos)
+        for network in NETWORKS:
+            self.queued.labels(network).set_function(_queue_of(network, load))
 
-    def watch_waiting(self, photos: Callable[[], int]) -> None:
-        """Read how many photos wait whenever the metrics are read."""
-        self.waiting.set_function(photos)
 
-    def watch_queue(self, network: Network, length: Callable[[], int]) -> None:
-        """Read a queue's length whenever the metrics are read."""
-        self.queued.labels(network).set_function(length)
+def _queue_of(network: Network, load: Callable[[], Load]) -> Callable[[], int]:
+    return lambda: load().queued.get(network, 0)
 
 
 class BatchMetrics:
@@ -152,7 +174,7 @@ class BatchMetrics:
         self._failures = metrics.batch_failures.labels(network)
 
     def batch_finished(self, size: int, seconds: float, *, failed: bool) -> None:
-        """See `service.batching.BatchObserver`."""
+        """See `service.observing.BatchObserver`."""
         self._size.observe(size)
         self._seconds.observe(seconds)
         if failed:

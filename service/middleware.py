@@ -70,9 +70,7 @@ class EdgeMiddleware:
             # The edge: log everything, show the client nothing.
             logger.exception("unexpected error")
             if exchange.status is None:
-                response = problem_response(
-                    request, UnexpectedError("The log has the details under this request id.")
-                )
+                response = problem_response(request, UnexpectedError())
                 await response(scope, exchange.receive, exchange.send)
 
 

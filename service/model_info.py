@@ -1,12 +1,16 @@
-"""Which networks are loaded: the reply of GET /model."""
+"""Which networks are loaded: the reply of GET /model, and a line of the log."""
 
 from __future__ import annotations
+
+import logging
 
 from service.pipeline import Networks
 from service.schemas import ClassifierInfo, DetectorInfo, ModelReply
 
 DETECTOR_NAME = "retinaface-mobilenet-0.25"
 DETECTOR_LICENCE = "MIT"
+
+logger = logging.getLogger(__name__)
 
 
 def model_info(networks: Networks) -> ModelReply:
@@ -28,4 +32,17 @@ def model_info(networks: Networks) -> ModelReply:
             licence=DETECTOR_LICENCE,
             canvas_sizes=list(detector.canvas_sizes),
         ),
+    )
+
+
+def log_networks(networks: Networks) -> None:
+    """Say which files were loaded."""
+    logger.info(
+        "networks loaded",
+        extra={
+            "model": networks.classifier.contract.name,
+            "file": networks.classifier.source,
+            "detector_file": networks.detector.source,
+            "provider": networks.provider,
+        },
     )

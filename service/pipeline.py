@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Batcher, BatchLimits
-from service.budgets import NoRoomError, Room
+from service.budgets import LanePixels, NoRoomError, PixelBudget, Room
 from service.errors import UnavailableError
 from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
@@ -33,7 +33,7 @@ from service.faces.detector import (
 )
 from service.faces.looks import FINE_SIDES, Found, Look, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
-from service.metrics import Metrics, Stage
+from service.observing import NETWORKS, Load, Observer, Stage
 from service.precision import load_detector, load_expression
 from service.runtime import PROVIDER_NAMES
 from service.settings import Settings, available_cpus
@@ -108,14 +108,41 @@ class Recognition:
     """decode, detect, classify, queue (everything that was waiting) and total."""
 
 
+Then = Callable[[Recognition, ExpressionModel], Result]
+"""What is made of a photo, on the thread that read it, by the model that did."""
+
+
+class PhotoReader(Protocol):
+    """Reads photos: a pipeline in this process, or engines in others."""
+
+    @property
+    def load(self) -> Load:
+        """What waits now, and what is held."""
+
+    async def recognize(
+        self,
+        photo: bytes,
+        then: Then[Result],
+        *,
+        max_faces: int | None = None,
+        min_score: float | None = None,
+        whole: bool = False,
+    ) -> Result:
+        """See Pipeline.recognize."""
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Finish what was taken, then stop."""
+
+
 @dataclass(eq=False)
-class _Task:
-    """One call of recognize; dropped once the call has ended."""
+class Task:
+    """One photo to read; dropped once nobody waits for it any more."""
 
     photo: bytes | DecodedImage
     min_score: float | None
     max_faces: int
     whole: bool
+    """Whether every pixel is wanted in the result."""
     clock: StageClock
     has_turn: bool = False
     is_dropped: bool = False
@@ -160,7 +187,7 @@ class _Lap:
 
     steps: _Steps[Any]
     results: list[Any] | None
-    task: _Task
+    task: Task
 
 
 class StageClock:
@@ -198,13 +225,16 @@ class Pipeline:
         networks: Networks,
         settings: Settings,
         *,
-        metrics: Metrics,
+        observer: Observer,
+        pixels: PixelBudget | None = None,
         watch: StageWatch | None = None,
     ) -> None:
+        """Of `pixels`, if given, each photo takes its own, after a wait where need be."""
         self.networks = networks
+        self._pixels = pixels
         self._limits = ImageLimits(settings.max_body_bytes, settings.max_image_pixels)
         self._settings = settings
-        self._metrics = metrics
+        self._observer = observer
         watch = watch or StageWatch()
         # What is no network's run: decoding, resizing, writing the reply.
         self._send = watch.watched("image", _send)
@@ -219,7 +249,7 @@ class Pipeline:
                 settings.max_in_flight_images * max(MAX_LOOKS, settings.max_faces),
                 workers,
             ),
-            observer=metrics.batches_of("detector"),
+            observer=observer.batches_of("detector"),
         )
         self._classifier: Batcher[_Subject, ReadFace] = Batcher(
             "classifier",
@@ -230,7 +260,7 @@ class Pipeline:
                 settings.max_in_flight_images * settings.max_faces,
                 workers,
             ),
-            observer=metrics.batches_of("classifier"),
+            observer=observer.batches_of("classifier"),
         )
         self._lanes: Batcher[_Lap, _Wanted | _Done[Any] | Exception] = Batcher(
             "lane",
@@ -254,11 +284,23 @@ class Pipeline:
     def start(self) -> None:
         """Start the workers, on the event loop that will call recognize()."""
         self._lanes.start()
+        self.start_networks()
+
+    def start_networks(self) -> None:
+        """Start those of the networks alone, for read_here(); on an event loop that keeps going."""
+        self._loop = asyncio.get_running_loop()
         self._detector.start()
         self._classifier.start()
-        self._metrics.watch_waiting(lambda: self._waiting + self._lanes.queued)
-        self._metrics.watch_queue("detector", lambda: self._detector.queued)
-        self._metrics.watch_queue("classifier", lambda: self._classifier.queued)
+
+    @property
+    def load(self) -> Load:
+        """See PhotoReader."""
+        queues = (self._detector.queued, self._classifier.queued)
+        return Load(
+            self._waiting + self._lanes.queued,
+            dict(zip(NETWORKS, queues, strict=True)),
+            self._pixels.used if self._pixels else 0,
+        )
 
     async def drain(self, timeout_seconds: float) -> None:
         """Finish what is queued, then stop."""
@@ -270,31 +312,41 @@ class Pipeline:
         for batcher in (self._lanes, self._detector, self._classifier):
             await batcher.drain(max(0.0, deadline - time.monotonic()))
 
-    async def recognize(
+    def task(
         self,
         photo: bytes | DecodedImage,
-        then: Callable[[Recognition], Result],
         *,
-        max_faces: int | None = None,
-        min_score: float | None = None,
-        room: Room | None = None,
-        whole: bool = False,
-    ) -> Result:
-        """Read a photo, encoded or not, and answer what `then` makes of it, in a worker thread.
-
-        Options that are None take the service's settings. Where `room` is given, the photo's pixels
-        are taken of it, after a wait where need be. `whole` asks for every pixel of the photo in
-        the result; else a large JPEG may be decoded at a half, a quarter or an eighth of its size.
-        Cancelling the call takes its work out of the queues. Raises what decode_image raises,
-        InferenceError where a network failed, UnavailableError while draining.
-        """
-        task = _Task(
+        max_faces: int | None,
+        min_score: float | None,
+        whole: bool,
+    ) -> Task:
+        """See recognize."""
+        return Task(
             photo,
             self._settings.min_score if min_score is None else min_score,
             self._settings.max_faces if max_faces is None else max_faces,
             whole,
             StageClock(),
         )
+
+    async def recognize(
+        self,
+        photo: bytes | DecodedImage,
+        then: Then[Result],
+        *,
+        max_faces: int | None = None,
+        min_score: float | None = None,
+        whole: bool = False,
+    ) -> Result:
+        """Read a photo, encoded or not, and answer what `then` makes of it, in a worker thread.
+
+        Options that are None take the service's settings. `whole` asks for every pixel of the photo
+        in the result; else a large JPEG may be decoded at a half, a quarter or an eighth of its
+        size.
+        Cancelling the call takes its work out of the queues. Raises what decode_image raises,
+        InferenceError where a network failed, UnavailableError while draining.
+        """
+        task = self.task(photo, max_faces=max_faces, min_score=min_score, whole=whole)
         if self._is_closed:
             raise UnavailableError("the service is shutting down")
         self._in_hand += 1
@@ -303,26 +355,66 @@ class Pipeline:
             async with self._turns:
                 self._waiting -= 1
                 task.has_turn = True
-                if room is None:
+                if self._pixels is None:
                     return await self._follow(self._steps(task, then, None), task)
-                try:
-                    return await self._follow(self._steps(task, then, room.require), task)
-                except NoRoomError as full:
-                    pixels = full.pixels
-                # Not within the handler: it would keep the error, and what that refers to, alive.
-                await room.wait_for(pixels)
-                return await self._follow(self._steps(task, then, None), task)
+                with self._pixels.room() as room:
+                    return await self._in_room(room, task, then)
         finally:
             self._let_go(task)
 
-    def _let_go(self, task: _Task) -> None:
+    def read_here(
+        self,
+        task: Task,
+        then: Then[Result],
+        *,
+        pixels: LanePixels,
+        is_crowded: Callable[[], bool],
+    ) -> Result:
+        """As recognize, from the start to the end on the calling thread, which waits meanwhile.
+
+        `is_crowded` tells whether other threads have photos for every core. Raises as recognize,
+        and UnavailableError once the task is dropped.
+        """
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            pixels.take(count, task.require_waiter)
+            taken += count
+
+        steps, results = self._steps(task, then, take), None
+        try:
+            while True:
+                task.require_waiter()
+                wanted = self._send(steps, results)
+                if self._runs_here(wanted, is_crowded()):
+                    results = self._run_here(wanted, task)
+                else:
+                    run = self._run(wanted, task.clock)
+                    results = asyncio.run_coroutine_threadsafe(run, self._loop).result()
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        finally:
+            pixels.give_back(taken)
+
+    async def _in_room(self, room: Room, task: Task, then: Then[Result]) -> Result:
+        try:
+            return await self._follow(self._steps(task, then, room.require), task)
+        except NoRoomError as full:
+            pixels = full.pixels
+        # Not within the handler: it would keep the error, and what that refers to, alive.
+        await room.wait_for(pixels)
+        return await self._follow(self._steps(task, then, None), task)
+
+    def _let_go(self, task: Task) -> None:
         task.is_dropped = True
         self._waiting -= 0 if task.has_turn else 1
         self._in_hand -= 1
         if self._is_closed and not self._in_hand:
             self._emptied.set()
 
-    async def _follow(self, steps: _Steps[Result], task: _Task) -> Result:
+    async def _follow(self, steps: _Steps[Result], task: Task) -> Result:
         """Take a photo through its steps: on a lane, and through a network's queue in between."""
         results: list[Any] | None = None
         while True:
@@ -346,7 +438,7 @@ class Pipeline:
             while True:
                 lap.task.require_waiter()
                 wanted = self._send(lap.steps, results)
-                if not self._runs_here(wanted):
+                if not self._runs_here(wanted, self._lanes.queued > 0):
                     return wanted
                 results = self._run_here(wanted, lap.task)
         except StopIteration as end:
@@ -354,13 +446,12 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - raised where the photo is waited for
             return error
 
-    def _runs_here(self, wanted: _Wanted) -> bool:
+    def _runs_here(self, wanted: _Wanted, is_crowded: bool) -> bool:
         # From thread to thread, a photo leaves a core's caches behind. Where batches gain nothing,
         # only several items of a photo that is alone are done sooner elsewhere, side by side.
-        crowded = self._lanes.queued > 0
-        return wanted.stage in self._run_on_lanes and (len(wanted.items) == 1 or crowded)
+        return wanted.stage in self._run_on_lanes and (len(wanted.items) == 1 or is_crowded)
 
-    def _run_here(self, wanted: _Wanted, task: _Task) -> list[Any]:
+    def _run_here(self, wanted: _Wanted, task: Task) -> list[Any]:
         started = time.perf_counter()
         outcomes = [wanted.network.run_here(item, task.require_waiter) for item in wanted.items]
         waited = sum(outcome.queued_seconds for outcome in outcomes)
@@ -376,8 +467,8 @@ class Pipeline:
 
     def _steps(
         self,
-        task: _Task,
-        then: Callable[[Recognition], Result],
+        task: Task,
+        then: Then[Result],
         require: Callable[[int], None] | None,
     ) -> _Steps[Result]:
         """A photo from its bytes to what is made of it; yields what a network is to run."""
@@ -394,11 +485,11 @@ class Pipeline:
             read = yield _Wanted("classify", self._classifier, subjects)
         recognition = Recognition(image, tuple(read), len(found.faces), task.clock.finish())
         self._record(recognition)
-        return then(recognition)
+        return then(recognition, self.networks.classifier)
 
     def _decode(
         self,
-        task: _Task,
+        task: Task,
         enough: int | None = None,
         require: Callable[[int], None] | None = None,
     ) -> DecodedImage:
@@ -408,7 +499,7 @@ class Pipeline:
             return decode_image(task.photo, self._limits, admit=require, enough=enough)
 
     def _look(
-        self, image: DecodedImage, looks: Sequence[Look], task: _Task
+        self, image: DecodedImage, looks: Sequence[Look], task: Task
     ) -> Generator[_Wanted, list[Any], list[Found]]:
         """What each of these looks shows, in pixels of `image`."""
         place = self.networks.detector.place
@@ -418,7 +509,7 @@ class Pipeline:
         return found
 
     def _refine(
-        self, image: DecodedImage, faces: Sequence[Face], task: _Task
+        self, image: DecodedImage, faces: Sequence[Face], task: Task
     ) -> Generator[_Wanted, list[Any], Sequence[Face]]:
         """The faces, those with coarse landmarks after a closer look."""
         height, width = image.pixels.shape[:2]
@@ -430,7 +521,7 @@ class Pipeline:
         better = dict(zip(wanted, map(refined, wanted, closer), strict=True))
         return largest_first(better.get(face, face) for face in faces)
 
-    def _subjects(self, image: DecodedImage, faces: Sequence[Face], task: _Task) -> list[_Subject]:
+    def _subjects(self, image: DecodedImage, faces: Sequence[Face], task: Task) -> list[_Subject]:
         """What the classifier reads, with enough pixels for its crops."""
         enlarged = (self.networks.classifier.scale(face) > 1 for face in faces)
         source = image
@@ -452,15 +543,13 @@ class Pipeline:
         ]
 
     def _record(self, recognition: Recognition) -> None:
-        self._metrics.observe_stages(recognition.seconds)
-        self._metrics.faces_per_image.observe(recognition.faces_found)
+        labels = self.networks.classifier.contract.labels
+        faces = []
         for face in recognition.faces:
-            self._metrics.faces.labels(self.label_of(face.reading)).inc()
-            self._metrics.face_confidence.observe(float(face.reading.probabilities.max()))
-
-    def label_of(self, reading: Reading) -> str:
-        """The most probable expression."""
-        return self.networks.classifier.contract.labels[int(reading.probabilities.argmax())]
+            probabilities = face.reading.probabilities
+            best = int(probabilities.argmax())
+            faces.append((labels[best], float(probabilities[best])))
+        self._observer.photo_read(recognition.seconds, recognition.faces_found, faces)
 
 
 def _send(steps: _Steps[Result], results: list[Any] | None) -> _Wanted:

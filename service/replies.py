@@ -5,7 +5,9 @@ Both are for a worker thread: they encode pictures.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pybase64
@@ -16,6 +18,7 @@ from service.expression import ExpressionModel
 from service.faces.quality import sharpness
 from service.heatmap import heat_overlay
 from service.imaging import encode_image
+from service.observing import Stage
 from service.pipeline import ReadFace, Recognition
 from service.schemas import (
     Attention,
@@ -36,6 +39,80 @@ from service.schemas import (
 PIXEL_DECIMALS, DEGREE_DECIMALS, MS_DECIMALS = 2, 2, 2
 SCORE_DECIMALS, ATTENTION_DECIMALS, LOGIT_DECIMALS = 4, 4, 6
 SHARPNESS_DECIMALS = 5
+
+
+class Reply(NamedTuple):
+    """What a request wants to hear of a photo; it can go to another process."""
+
+    options: PredictOptions
+    request_id: str
+    receive_seconds: float = 0.0
+
+    def writer(self, classifier: ExpressionModel) -> ReplyWriter:
+        """Its writer, for what `classifier` has read."""
+        return ReplyWriter(classifier, self.options, self.request_id, self.receive_seconds)
+
+
+class Written(NamedTuple):
+    """A reply as it is sent, and what logs and metrics say of it."""
+
+    content: str | bytes
+    size: tuple[int, int]
+    """(height, width) of the upright photo."""
+    format: str
+    faces_found: int
+    seconds: dict[Stage, float]
+    render_seconds: float
+
+
+@dataclass(frozen=True)
+class WriteReply:
+    """Makes the reply of POST /predict of a recognition: JSON, or the photo drawn on."""
+
+    reply: Reply
+    media_type: str
+
+    def __call__(self, recognition: Recognition, classifier: ExpressionModel) -> Written:
+        """See `service.pipeline.Then`."""
+        started = time.perf_counter()
+        writer = self.reply.writer(classifier)
+        content: str | bytes
+        if self.media_type == "application/json":
+            content = writer.json(recognition)
+        else:
+            content = writer.picture(recognition, self.media_type)
+        return Written(
+            content,
+            recognition.image.size,
+            recognition.image.format,
+            recognition.faces_found,
+            recognition.seconds,
+            time.perf_counter() - started,
+        )
+
+
+@dataclass(frozen=True)
+class KeepReply:
+    """Makes one item of the reply of POST /predict/batch of a recognition."""
+
+    reply: Reply
+
+    def __call__(self, recognition: Recognition, classifier: ExpressionModel) -> PredictReply:
+        """See `service.pipeline.Then`."""
+        return self.reply.writer(classifier).reply(recognition)
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """What is left of a photo when its pixels are let go."""
+
+    faces: tuple[ReadFace, ...]
+    seconds: dict[Stage, float]
+
+
+def keep_faces(recognition: Recognition, _: ExpressionModel) -> Faces:
+    """See `service.pipeline.Then`."""
+    return Faces(recognition.faces, recognition.seconds)
 
 
 @dataclass(frozen=True, eq=False)

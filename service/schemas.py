@@ -240,6 +240,11 @@ class NetworkInfo(BaseModel):
     provider: str = Field(description="ONNX Runtime execution provider in use.")
     licence: str
 
+    @property
+    def sha256(self) -> str:
+        """Of the ONNX file, hex."""
+        return self.version.removeprefix("sha256:")
+
 
 class ClassifierInfo(NetworkInfo):
     """The expression network."""

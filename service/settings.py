@@ -76,6 +76,14 @@ class Settings(BaseSettings):
         "networks too; 0: one a CPU core, and then one more. Each may hold an image of "
         "max_image_pixels.",
     )
+    engines: int = Field(
+        1,
+        ge=0,
+        le=256,
+        description="Processes that read photos, each with networks of its own, beside the one "
+        "that speaks HTTP; 0: none, that one does both, as it does on a GPU and on Windows. One is "
+        "faster than none even on two cores; many cores take more. One that ends is started again.",
+    )
     max_detector_batch: int = Field(
         0,
         ge=0,

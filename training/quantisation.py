@@ -289,12 +289,18 @@ def _as_maximum(prelu: _PReLU, arrays: dict[str, Float32]) -> list[onnx.NodeProt
     arrays[f"{turned}_bias"] = bias * prelu.sign
     # A convolution of each channel by itself: QLinearMul takes twice as long, and rounds slopes.
     arrays[f"{below}_slope"] = prelu.slope.reshape(-1, 1, 1, 1)
-    by_channel = {"group": len(prelu.slope), "kernel_shape": [1, 1]}
     inputs = [conv.input[0], f"{turned}_weights", f"{turned}_bias"]
     larger = f"{conv.output[0]}{LARGER}"
     return [
         helper.make_node("Conv", inputs, [turned], name=turned, **attributes),
-        helper.make_node("Conv", [turned, f"{below}_slope"], [below], name=below, **by_channel),
+        helper.make_node(
+            "Conv",
+            [turned, f"{below}_slope"],
+            [below],
+            name=below,
+            group=len(prelu.slope),
+            kernel_shape=[1, 1],
+        ),
         helper.make_node("Max", [turned, below], [prelu.output], name=larger),
     ]
 

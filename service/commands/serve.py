@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import signal
-import sys
 
 from service.commands.flags import add_settings, given_settings
 from service.errors import StartupError
 from service.logs import configure_logging
-from service.memory import keep_resident_memory_low
 from service.settings import Settings, load_settings
 
 SUMMARY = "start the REST service"
-
-# A thread that comes back from a network waits for Python until another lets go of it, which it is
-# asked to after so long; with Python's own 5 ms, cores stood still more often under load.
-SWITCH_SECONDS = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises StartupError where the service cannot start."""
     # Not at the top: the other commands, --help and completion do without the web framework.
-    import cv2
-
     from service.app import create_app
     from service.server import listen, make_server, url_of
+    from service.starting import keep_what_is_there, prepare_process
 
-    keep_resident_memory_low()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    # Photos are read side by side: to share one among threads of OpenCV's takes more CPU time.
-    cv2.setNumThreads(1)
+    prepare_process()
     failures: list[StartupError] = []
 
     def started(failure: StartupError | None) -> None:
         if failure is None:
-            # What is there now stays: without it, a full collection takes 1 ms in place of 75, and
-            # replies and health checks wait for those.
-            gc.collect()
-            gc.freeze()
+            keep_what_is_there()
             logger.info("ready", extra={"url": url_of(listener)})
         else:
             failures.append(failure)

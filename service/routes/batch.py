@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.options import check_options
 from service.problems import problem_of
-from service.replies import ReplyWriter
+from service.replies import KeepReply, Reply
 from service.routes.body import FIELD, read_photos
 from service.routes.dependencies import RequestTimeout, ServiceDependency, problems
 from service.routes.negotiation import reply_type
@@ -106,16 +106,11 @@ async def predict_batch(
         check_options(
             options,
             max_faces=service.settings.max_faces,
-            labels=service.pipeline.networks.classifier.contract.labels,
+            labels=service.model.classifier.labels,
         )
         arrived = time.perf_counter()
         photos = await read_photos(request, service, take)
-        writer = ReplyWriter(
-            classifier=service.pipeline.networks.classifier,
-            options=options,
-            request_id=request.state.request_id,
-            receive_seconds=time.perf_counter() - arrived,
-        )
+        asked = Reply(options, request.state.request_id, time.perf_counter() - arrived)
         if len(photos) > 1:
             # The guard has counted one; it cannot know of the others.
             await service.access.spend(getattr(request.state, "key_name", ""), len(photos) - 1)
@@ -123,59 +118,56 @@ async def predict_batch(
             for _ in photos:
                 permits.enter_context(service.lifecycle.admit_image())
             deadline_ms = min(service.settings.deadline_ms, timeout_ms or sys.maxsize)
-            read = _read_all(service, photos, writer, deadline_ms)
+            read = _read_all(service, photos, asked, deadline_ms)
             items = await answer_in_time(request, read, deadline_ms=None)
     request.state.log_fields = _log_fields(items)
-    reply = BatchReply(request_id=writer.request_id, results=items)
+    reply = BatchReply(request_id=asked.request_id, results=items)
     content = await asyncio.get_running_loop().run_in_executor(service.pool, reply.model_dump_json)
-    service.metrics.observe_stages({"receive": writer.receive_seconds})
+    service.metrics.observe_stages({"receive": asked.receive_seconds})
     return Response(content, media_type=JSON)
 
 
 async def _read_all(
     service: ServiceState,
     photos: Sequence[bytes | ProblemError],
-    writer: ReplyWriter,
+    asked: Reply,
     deadline_ms: int,
 ) -> list[BatchItem]:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_item(service, p, writer, deadline_ms)) for p in photos]
+        tasks = [group.create_task(_item(service, p, asked, deadline_ms)) for p in photos]
     return [task.result() for task in tasks]
 
 
 async def _item(
-    service: ServiceState, photo: bytes | ProblemError, writer: ReplyWriter, deadline_ms: int
+    service: ServiceState, photo: bytes | ProblemError, asked: Reply, deadline_ms: int
 ) -> BatchItem:
     """One photo's reply, or the problem that it has."""
     try:
         if isinstance(photo, ProblemError):
             raise photo
         async with asyncio.timeout(deadline_ms / 1000):
-            return BatchItem(status=200, reply=await _read(service, photo, writer), problem=None)
+            return BatchItem(status=200, reply=await _read(service, photo, asked), problem=None)
     except TimeoutError:
         late = DeadlineExceededError(f"The answer was not ready within {deadline_ms} ms.")
-        return _problem_item(service, late, writer)
+        return _problem_item(service, late, asked)
     except ProblemError as error:
-        return _problem_item(service, error, writer)
+        return _problem_item(service, error, asked)
 
 
-async def _read(service: ServiceState, photo: bytes, writer: ReplyWriter) -> PredictReply:
-    # Its own room: the pixels of one photo of a request must not wait for those of another.
-    with service.pixels.room() as room:
-        return await service.pipeline.recognize(
-            photo,
-            writer.reply,
-            max_faces=writer.options.max_faces,
-            min_score=writer.options.min_score,
-            room=room,
-        )
+async def _read(service: ServiceState, photo: bytes, asked: Reply) -> PredictReply:
+    return await service.reader.recognize(
+        photo,
+        KeepReply(asked),
+        max_faces=asked.options.max_faces,
+        min_score=asked.options.min_score,
+    )
 
 
-def _problem_item(service: ServiceState, error: ProblemError, writer: ReplyWriter) -> BatchItem:
+def _problem_item(service: ServiceState, error: ProblemError, asked: Reply) -> BatchItem:
     if error.__cause__ is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s", error.slug, exc_info=error)
     service.metrics.problems.labels(error.slug).inc()
-    problem = problem_of(error, writer.request_id)
+    problem = problem_of(error, asked.request_id)
     return BatchItem(status=error.status, reply=None, problem=problem)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.errors import UnavailableError
-from service.model_info import model_info
 from service.routes.dependencies import ServiceDependency, problems
 from service.schemas import ModelReply
 
@@ -20,4 +19,4 @@ router = APIRouter(tags=["expressions"])
 )
 async def model(service: ServiceDependency) -> ModelReply:
     """The labels in the order of the logits, what the network expects, file hashes, licences."""
-    return model_info(service.pipeline.networks)
+    return service.model

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.budgets import Room
 from service.errors import (
     DeadlineExceededError,
     EmptyBodyError,
@@ -29,8 +28,7 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.options import check_options
-from service.pipeline import Recognition
-from service.replies import ReplyWriter
+from service.replies import Reply, WriteReply, Written
 from service.routes.body import FIELD, read_photo
 from service.routes.dependencies import RequestTimeout, ServiceDependency, problems
 from service.routes.negotiation import ReplyType, reply_type
@@ -111,71 +109,51 @@ async def predict(
         check_options(
             options,
             max_faces=service.settings.max_faces,
-            labels=service.pipeline.networks.classifier.contract.labels,
+            labels=service.model.classifier.labels,
         )
         arrived = time.perf_counter()
         photo = await read_photo(request, service, take)
-        writer = ReplyWriter(
-            classifier=service.pipeline.networks.classifier,
-            options=options,
-            request_id=request.state.request_id,
-            receive_seconds=time.perf_counter() - arrived,
-        )
-        with service.lifecycle.admit_image(), service.pixels.room() as room:
+        reply = Reply(options, request.state.request_id, time.perf_counter() - arrived)
+        with service.lifecycle.admit_image():
             return await answer_in_time(
                 request,
-                _answer(request, service, photo, writer, media_type, room),
+                _answer(request, service, photo, reply, media_type),
                 deadline_ms=min(service.settings.deadline_ms, timeout_ms or sys.maxsize),
             )
 
 
 async def _answer(
-    request: Request,
-    service: ServiceState,
-    photo: bytes,
-    writer: ReplyWriter,
-    media_type: ReplyType,
-    room: Room,
+    request: Request, service: ServiceState, photo: bytes, reply: Reply, media_type: ReplyType
 ) -> Response:
-    def write(recognition: Recognition) -> tuple[Recognition, str | bytes]:
-        started = time.perf_counter()
-        content: str | bytes
-        if media_type == "application/json":
-            content = writer.json(recognition)
-        else:
-            content = writer.picture(recognition, media_type)
-        service.metrics.observe_stages(
-            {"receive": writer.receive_seconds, "render": time.perf_counter() - started}
-        )
-        return recognition, content
-
-    recognition, content = await service.pipeline.recognize(
+    written: Written = await service.reader.recognize(
         photo,
-        write,
-        max_faces=writer.options.max_faces,
-        min_score=writer.options.min_score,
-        room=room,
+        WriteReply(reply, media_type),
+        max_faces=reply.options.max_faces,
+        min_score=reply.options.min_score,
         whole=media_type != "application/json",
     )
-    request.state.log_fields = _log_fields(recognition)
-    headers = {"Server-Timing": _server_timing(recognition), "Vary": "Accept"}
-    return Response(content, media_type=media_type, headers=headers)
+    service.metrics.observe_stages(
+        {"receive": reply.receive_seconds, "render": written.render_seconds}
+    )
+    request.state.log_fields = _log_fields(written)
+    headers = {"Server-Timing": _server_timing(written), "Vary": "Accept"}
+    return Response(written.content, media_type=media_type, headers=headers)
 
 
-def _log_fields(recognition: Recognition) -> dict[str, object]:
-    height, width = recognition.image.size
+def _log_fields(written: Written) -> dict[str, object]:
+    height, width = written.size
     milliseconds = {
-        f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in recognition.seconds.items()
+        f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in written.seconds.items()
     }
     return {
-        "format": recognition.image.format,
+        "format": written.format,
         "pixels": f"{width}x{height}",
-        "faces": recognition.faces_found,
+        "faces": written.faces_found,
         **milliseconds,
     }
 
 
-def _server_timing(recognition: Recognition) -> str:
+def _server_timing(written: Written) -> str:
     return ", ".join(
-        f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in recognition.seconds.items()
+        f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in written.seconds.items()
     )

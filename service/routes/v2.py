@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Final, TypeVar
@@ -32,7 +31,6 @@ from service.errors import (
     UnknownModelError,
     UnsupportedMediaTypeError,
 )
-from service.metrics import Stage
 from service.open_inference import (
     INPUT,
     Asked,
@@ -43,7 +41,7 @@ from service.open_inference import (
     tensors,
     write_reply,
 )
-from service.pipeline import ReadFace
+from service.replies import Faces, keep_faces
 from service.routes.body import decode_base64, read_body
 from service.routes.dependencies import RequestTimeout, ServiceDependency, problems
 from service.routes.waiting import answer_in_time
@@ -208,12 +206,11 @@ async def server() -> ServerMetadata:
 async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
     """One image file each element goes in; a row for each face comes out of every output."""
     _require_model(name, service)
-    classifier = service.pipeline.networks.classifier
     return ModelMetadata(
         name=name,
         platform=PLATFORM,
         inputs=input_specs(),
-        outputs=output_specs(len(classifier.contract.labels)),
+        outputs=output_specs(len(service.model.classifier.labels)),
     )
 
 
@@ -267,17 +264,9 @@ async def infer(
             return await _offload(service, partial(_reply, name, service, asked, read))
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """What is left of one image when its pixels are let go."""
-
-    faces: tuple[ReadFace, ...]
-    seconds: dict[Stage, float]
-
-
 def _require_model(name: str, service: ServiceState) -> None:
     """Raises UnknownModelError, and UnavailableError while starting."""
-    known = (SERVER, service.pipeline.networks.classifier.contract.name)
+    known = (SERVER, service.model.classifier.name)
     if name not in known:
         raise UnknownModelError(f"The models here are {' and '.join(known)}.")
 
@@ -296,8 +285,8 @@ def _parse(request: Request, body: bytes, service: ServiceState) -> tuple[Asked,
     return asked, tuple(images)
 
 
-async def _recognize_all(service: ServiceState, images: Sequence[bytes]) -> list[_Read]:
-    tasks = [asyncio.ensure_future(_recognize(service, image)) for image in images]
+async def _recognize_all(service: ServiceState, images: Sequence[bytes]) -> list[Faces]:
+    tasks = [asyncio.ensure_future(service.reader.recognize(image, keep_faces)) for image in images]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -305,26 +294,18 @@ async def _recognize_all(service: ServiceState, images: Sequence[bytes]) -> list
         tasks.clear()  # an error of one holds this frame, which would hold the error
 
 
-async def _cancel(tasks: Sequence[asyncio.Future[_Read]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Future[Faces]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _recognize(service: ServiceState, image: bytes) -> _Read:
-    # Its own room: the pixels of one image of a request must not wait for those of another.
-    with service.pixels.room() as room:
-        return await service.pipeline.recognize(
-            image, lambda recognition: _Read(recognition.faces, recognition.seconds), room=room
-        )
-
-
-def _reply(name: str, service: ServiceState, asked: Asked, read: Sequence[_Read]) -> Response:
-    classifier = service.pipeline.networks.classifier
+def _reply(name: str, service: ServiceState, asked: Asked, read: Sequence[Faces]) -> Response:
+    classifier = service.model.classifier
     head = {"model_name": name, "model_version": classifier.sha256}
     if asked.id is not None:
         head["id"] = asked.id
-    found = tensors([image.faces for image in read], classifier.contract.labels)
+    found = tensors([image.faces for image in read], classifier.labels)
     content, json_length = write_reply(head, found, asked.outputs)
     if json_length is None:
         return Response(content, media_type="application/json")
@@ -332,7 +313,7 @@ def _reply(name: str, service: ServiceState, asked: Asked, read: Sequence[_Read]
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _log_fields(read: Sequence[_Read]) -> dict[str, object]:
+def _log_fields(read: Sequence[Faces]) -> dict[str, object]:
     """Of all images together."""
     return {
         "images": len(read),

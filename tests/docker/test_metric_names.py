@@ -11,7 +11,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import Network, Stage
+from service.observing import Network, Stage
 from tests.docker.promql import Query, queries, recorded
 from tests.service.serving import RunningServer
 

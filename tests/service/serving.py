@@ -52,9 +52,11 @@ class Serve(Protocol):
 
 @contextmanager
 def starting(
-    settings: Settings, load: LoadNetworks, on_started: Callable[[StartupError | None], None]
+    settings: Settings,
+    load: LoadNetworks | None,
+    on_started: Callable[[StartupError | None], None],
 ) -> Iterator[RunningServer]:
-    """A server that accepts connections; it may not be ready yet."""
+    """A server that accepts connections; it may not be ready yet. Without `load`, with engines."""
     app = create_app(settings, load=load, on_started=on_started)
     server = make_server(app, settings)
     with listen("127.0.0.1", 0) as listener:
@@ -71,8 +73,8 @@ def starting(
 
 
 @contextmanager
-def running(settings: Settings, networks: Networks) -> Iterator[RunningServer]:
-    """A server that is ready."""
+def running(settings: Settings, networks: Networks | None = None) -> Iterator[RunningServer]:
+    """A server that is ready, with these networks in its process or with engines."""
     failures: list[StartupError] = []
     started = threading.Event()
 
@@ -80,7 +82,8 @@ def running(settings: Settings, networks: Networks) -> Iterator[RunningServer]:
         failures.extend([failure] if failure else [])
         started.set()
 
-    with starting(settings, lambda _: networks, on_started) as server:
+    load = None if networks is None else lambda _: networks
+    with starting(settings, load, on_started) as server:
         assert started.wait(PATIENCE_SECONDS), "the server does not become ready"
         if failures:
             raise failures[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from service.pipeline import Recognition
+from service.pipeline import Pipeline, Recognition
 from service.replies import ReplyWriter
 from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, raw_request, read_all
 from tests.service.serving import (
@@ -53,7 +53,7 @@ def test_stage_that_hangs_turns_readiness_off_until_it_goes_on(
     # A slow machine may take long for the batch itself.
     assert messages[:2] == [
         "not ready: the stage 'detector' hangs",
-        "ready again: the stage 'detector' goes on",
+        "ready again; it was not: the stage 'detector' hangs",
     ]
     levels = [r.levelno for r in caplog.records if r.name == "service.lifecycle"]
     assert levels[:2] == [logging.CRITICAL, logging.WARNING]
@@ -98,7 +98,8 @@ def test_idle_connection_ends_cleanly_at_the_stop(serve: Serve) -> None:
 
 def stop_the_event_loop(server: RunningServer) -> threading.Event:
     """It stands still until the event is set."""
-    loop = server.state.pipeline._detector._loop
+    assert isinstance(server.state.reader, Pipeline)
+    loop = server.state.reader._detector._loop
     assert loop is not None
     busy, go_on = threading.Event(), threading.Event()
     ours, theirs = socket.socketpair()

@@ -52,7 +52,7 @@ def assert_nothing_is_left(server: RunningServer) -> None:
         assert client.get("/health/ready").status_code == 200
     assert server.state.lifecycle.in_flight == 0
     assert server.state.bodies.held == 0
-    assert server.state.pixels.used == 0
+    assert server.state.load.pixels == 0
 
 
 def documented(server: RunningServer) -> set[int]:

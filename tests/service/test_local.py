@@ -29,7 +29,7 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.local import Photo
-from service.pipeline import Networks, _Task
+from service.pipeline import Networks, Task
 from service.settings import Settings, load_settings
 from tests.service.image_files import encoded, exif
 
@@ -262,7 +262,7 @@ def test_a_photo_that_cannot_be_read_is_let_go_with_its_error(
     """Kept by a frame that the error itself holds, it would stay until the next collection."""
 
     def is_kept() -> bool:
-        return any(type(o) is _Task and o.photo == data for o in gc.get_objects())
+        return any(type(o) is Task and o.photo == data for o in gc.get_objects())
 
     gc.collect()
     gc.disable()

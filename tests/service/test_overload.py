@@ -268,12 +268,12 @@ def test_photos_wait_until_their_pixels_fit(
     answers = [crowd.post(grey_photo(brightness)) for brightness in (10, 20, 30)]
     wait_until(lambda: server.state.lifecycle.in_flight == 3)
     held.wait_until_entered()
-    assert server.state.pixels.used == 64 * 64
+    assert server.state.load.pixels == 64 * 64
     held.gate.set()
     assert [answer().status_code for answer in answers] == [200] * 3
     # One at a time: never two in one batch.
     assert all(len(set(batch)) == 1 for batch in held.brightness)
-    assert server.state.pixels.used == 0
+    assert server.state.load.pixels == 0
 
 
 def test_photo_that_waits_for_room_keeps_its_deadline(
@@ -289,7 +289,7 @@ def test_photo_that_waits_for_room_keeps_its_deadline(
     assert first().status_code == 200
     assert crowd.post(grey_photo(30))().status_code == 200
     assert [20] not in held.brightness
-    assert server.state.pixels.used == 0
+    assert server.state.load.pixels == 0
 
 
 def test_photo_larger_than_the_budget_is_read_alone(serve: Serve) -> None:

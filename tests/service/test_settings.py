@@ -45,7 +45,11 @@ def test_every_setting_is_described(name: str, field: FieldInfo) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n, f in FIELDS if f.annotation is int and n not in ("port", "max_detector_batch")],
+    [
+        n
+        for n, f in FIELDS
+        if f.annotation is int and n not in ("port", "engines", "max_detector_batch")
+    ],
 )
 def test_numbers_name_their_unit(name: str) -> None:
     assert name.endswith((*UNITS, "_batch")), name
