@@ -23,6 +23,7 @@ from service.routes import batch, docs, health, model, page, predict, v2
 from service.routes.access import include_guarded
 from service.security_headers import SecurityHeadersMiddleware
 from service.settings import Settings
+from service.shortcut import ShortcutMiddleware
 from service.state import LoadNetworks, OnStarted, ServiceState
 from service.traces import add_traces, stop_traces
 
@@ -87,6 +88,7 @@ def _add_middleware(
     app: FastAPI, settings: Settings, service: ServiceState
 ) -> TracerProvider | None:
     """The last one added is the first to see a request."""
+    app.add_middleware(ShortcutMiddleware, service=service)
     if settings.cors_origins is not None:
         allow_origins(app, settings.cors_origins)
     provider = add_traces(app) if settings.traces == "otlp" else None

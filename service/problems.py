@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def install_handlers(app: FastAPI) -> None:
     """Answer our errors, FastAPI's and Starlette's alike."""
-    app.add_exception_handler(ProblemError, _answer_problem)
+    app.add_exception_handler(ProblemError, answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid_options)
     app.add_exception_handler(HTTPException, _answer_http)
 
@@ -61,7 +61,8 @@ def _response(request: Request, problem: Problem, headers: Mapping[str, str] | N
     return Response(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-async def _answer_problem(request: Request, error: Exception) -> Response:
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """The reply to a ProblemError; a fault of ours is logged."""
     assert isinstance(error, ProblemError)
     if error.__cause__ is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s", error.slug, exc_info=error)

@@ -26,10 +26,11 @@ async def _service_state(request: Request) -> ServiceState:
 
 ServiceDependency = Annotated[ServiceState, Depends(_service_state)]
 
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 RequestTimeout = Annotated[
     int | None,
     Header(
-        alias="X-Request-Timeout-Ms",
+        alias=TIMEOUT_HEADER,
         ge=1,
         description="Milliseconds from the body's arrival to the reply; past it the reply is 504 "
         "and the work is dropped. Never more than the service's own deadline.",
