@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ from service.watch import StageWatch
 
 HEALTH_SECONDS = 1.0
 STOP_SECONDS = 2.0  # for the last runs, whose waiters are gone
+FAILED = 70  # exit code: an internal error (EX_SOFTWARE)
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,10 @@ class _Lanes:
                 del received, photo  # while it waits, an idle lane keeps nothing
         except OSError:  # the server is gone
             return
+        except BaseException:
+            # A lane less would never be noticed; an engine that ends is started again.
+            logger.critical("a lane failed", exc_info=True)
+            os._exit(FAILED)
 
     def _answer(self, message: Read, photo: bytes) -> Answer:
         task = self._pipeline.task(

@@ -76,7 +76,7 @@ class _Lane:
 
     def __init__(self, engine: _Engine) -> None:
         self.engine = engine
-        self.messages = Messages(self._on_message, self.end)
+        self.messages = Messages(self._on_message, self._on_end)
         self._photo: _Photo | None = None
 
     def read(self, photo: _Photo) -> None:
@@ -90,6 +90,10 @@ class _Lane:
         photo, self._photo = self._photo, None
         if photo is not None and not photo.answer.done():
             photo.answer.set_exception(_ended())
+
+    def _on_end(self) -> None:
+        self.end()
+        self.engine.lose_lane()
 
     def _on_message(self, message: Message, _: bytes) -> None:
         assert isinstance(message, Answer), "lanes answer"
@@ -124,6 +128,7 @@ class _Engine:
         self._settings = settings
         self._control = Messages(self._on_message, self._on_end)
         self._lanes = [_Lane(self) for _ in range(settings.image_workers)]
+        self._is_stopping = False
         self._hung: str | None = None
         self._cpu_seconds = 0.0
 
@@ -161,8 +166,14 @@ class _Engine:
         """Tell it that nobody waits for this photo any more."""
         self._control.send(Drop(number))
 
+    def lose_lane(self) -> None:
+        """A lane has ended: where the whole engine has not, it is to, for another to come."""
+        if self.process is not None and not self._is_stopping:
+            self.process.kill()
+
     async def stop(self, timeout_seconds: float) -> None:
         """Let it finish and end; past the time it is killed."""
+        self._is_stopping = True
         for messages in (self._control, *(lane.messages for lane in self._lanes)):
             messages.close()
         if self.process is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import pickle
@@ -371,3 +372,26 @@ def test_lane_that_nobody_waits_for_leaves_the_queue() -> None:
         pixels.take(50, dropped)
     pixels.take(20, lambda: None)
     assert pixels.used == 100
+
+
+class Unpicklable:
+    """What no engine can send."""
+
+    def __call__(self, *_: object) -> object:
+        return lambda: None
+
+
+def test_engine_whose_lane_fails_is_replaced(
+    serve_engines: ServeEngines, portrait_jpeg: bytes
+) -> None:
+    server = serve_engines()
+    [before] = engines_of(server)
+    with server.client() as client:
+        loop = server.state.reader._engines[0].ready.get_loop()  # type: ignore[attr-defined]
+        work = server.state.reader.recognize(portrait_jpeg, Unpicklable())
+        with pytest.raises(UnavailableError, match="ended"):
+            asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE_SECONDS)
+        wait_until(lambda: metric(client, "lan_fer_engine_restarts_total") == 1)
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        assert client.post("/predict", content=portrait_jpeg, headers=JPEG).status_code == 200
+    assert engines_of(server) != [before]
