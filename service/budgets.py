@@ -151,6 +151,13 @@ class LanePixels:
         """Pixels taken now."""
         return self._used
 
+    def try_take(self, pixels: int) -> bool:
+        """Take them where they fit and nobody waits."""
+        with self._changed:
+            fits = not self._queue and self._fits(pixels)
+            self._used += pixels if fits else 0
+            return fits
+
     def take(self, pixels: int, require: Callable[[], None]) -> None:
         """Wait until they fit, and take them; `require` is called meanwhile, and may raise."""
         me = object()

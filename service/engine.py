@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -47,6 +48,7 @@ from service.watch import StageWatch
 
 HEALTH_SECONDS = 1.0
 STOP_SECONDS = 2.0  # for the last runs, whose waiters are gone
+EARLY_DROPS = 256
 FAILED = 70  # exit code: an internal error (EX_SOFTWARE)
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,9 @@ class _Lanes:
         self._pipeline = pipeline
         self._pixels = pixels
         self._tasks: dict[int, Task] = {}
+        # Numbers dropped before their photo was here: it comes by another socket.
+        self._dropped: deque[int] = deque(maxlen=EARLY_DROPS)
+        self._dropping = threading.Lock()
         # Daemons: a network that hangs must not keep the process from ending.
         self._threads = [
             threading.Thread(target=self._work, args=(BlockingMessages(end),), daemon=True)
@@ -77,8 +82,11 @@ class _Lanes:
 
     def drop(self, number: int) -> None:
         """Go no further with this photo."""
-        if task := self._tasks.get(number):
-            task.is_dropped = True
+        with self._dropping:
+            if task := self._tasks.get(number):
+                task.is_dropped = True
+            else:
+                self._dropped.append(number)
 
     def join(self, timeout_seconds: float) -> None:
         """Wait for the photos that are being read, for so long each."""
@@ -95,18 +103,26 @@ class _Lanes:
                 assert isinstance(message, Read), "lanes get photos"
                 server.send(self._answer(message, photo))
                 del received, photo  # while it waits, an idle lane keeps nothing
-        except OSError:  # the server is gone
+        except (BrokenPipeError, ConnectionResetError):  # the server is gone
             return
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - it ends the process
             # A lane less would never be noticed; an engine that ends is started again.
-            logger.critical("a lane failed", exc_info=True)
-            os._exit(FAILED)
+            try:
+                logger.critical("a lane failed", exc_info=True)
+            finally:
+                os._exit(FAILED)
 
     def _answer(self, message: Read, photo: bytes) -> Answer:
         task = self._pipeline.task(
-            photo, max_faces=message.max_faces, min_score=message.min_score, whole=message.whole
+            photo,
+            max_faces=message.max_faces,
+            min_score=message.min_score,
+            whole=message.whole,
+            asked=message.asked,
         )
-        self._tasks[message.number] = task
+        with self._dropping:
+            self._tasks[message.number] = task
+            task.is_dropped = message.number in self._dropped
         result, error = None, None
         with bound_contextvars(**message.context):
             try:
@@ -121,7 +137,10 @@ class _Lanes:
                 error = UnexpectedError()
             finally:
                 del self._tasks[message.number]
-        return Answer(message.number, result, error)
+        try:
+            return Answer(message.number, result, error)
+        finally:
+            del error, result  # a cause of the error holds this frame, which would hold the error
 
 
 def _log(error: ServiceError) -> None:
@@ -154,32 +173,36 @@ class _Engine:
 
     def _on_message(self, message: Message, _: bytes) -> None:
         if isinstance(message, Start):
-            self._starting = asyncio.create_task(self._start(message.settings))
+            self._starting = asyncio.create_task(self._live(message.settings))
         elif isinstance(message, Drop) and self._lanes is not None:
             self._lanes.drop(message.number)
 
     def _on_end(self) -> None:
         self._ended.set()
 
-    async def _start(self, settings: Settings) -> None:
-        configure_logging(settings.log_level, settings.log_format)
+    async def _live(self, settings: Settings) -> None:
+        """Start, then tell how it is; an engine that can't do the one or the other ends."""
+        pixels = LanePixels(settings.max_in_flight_pixels)
         try:
-            networks = await asyncio.to_thread(load_networks, settings)
-            log_networks(networks)
-            self.control.send(Loaded(model_info(networks)))
-            await asyncio.to_thread(networks.warm_up)
-            pipeline = Pipeline(networks, settings, observer=self._journal, watch=self._watch)
+            pipeline = await self._start(settings, pixels)
+            self.control.send(Ready())
+            await self._tell_health(pipeline, pixels, settings.stage_limit_ms / 1000)
         except Exception as error:  # noqa: BLE001 - the edge of the process
             self.control.send(Failed(startup_error(error)))
             self.control.close()
-            return
+
+    async def _start(self, settings: Settings, pixels: LanePixels) -> Pipeline:
+        configure_logging(settings.log_level, settings.log_format)
+        networks = await asyncio.to_thread(load_networks, settings)
+        log_networks(networks)
+        self.control.send(Loaded(model_info(networks)))
+        await asyncio.to_thread(networks.warm_up)
+        pipeline = Pipeline(networks, settings, observer=self._journal, watch=self._watch)
         pipeline.start_networks()
-        pixels = LanePixels(settings.max_in_flight_pixels)
         self._lanes = _Lanes(pipeline, pixels, self._lane_ends)
         keep_what_is_there()
         self._lanes.start()
-        self.control.send(Ready())
-        await self._tell_health(pipeline, pixels, settings.stage_limit_ms / 1000)
+        return pipeline
 
     async def _tell_health(
         self, pipeline: Pipeline, pixels: LanePixels, stage_limit_seconds: float

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any, TypeVar
 
 from structlog.contextvars import get_contextvars
@@ -40,7 +42,8 @@ from service.metrics import Metrics
 from service.observing import Load, replay
 from service.pipeline import Then
 from service.schemas import ModelReply
-from service.settings import Settings, available_cpus
+from service.settings import ENV_PREFIX, Settings, available_cpus
+from service.starting import startup_error
 
 Result = TypeVar("Result")
 
@@ -50,6 +53,8 @@ SOUND_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # An engine that says nothing for so long beyond the limit of a stage hangs as a whole.
 SILENCE_SECONDS = 3.0
+# For a start that is tried again; and for an engine to end when it has closed a socket.
+START_SECONDS, LAST_SECONDS = 120.0, 1.0
 RETRY_SECONDS = 2
 ENGINE = "engine"
 
@@ -85,6 +90,10 @@ class _Lane:
         photo.lane = self
         self.messages.send(photo.read, photo.photo)
 
+    def let_go(self) -> None:
+        """The photo was not sent."""
+        self._photo = None
+
     def end(self) -> None:
         """There will be no answer any more."""
         photo, self._photo = self._photo, None
@@ -93,30 +102,41 @@ class _Lane:
 
     def _on_end(self) -> None:
         self.end()
-        self.engine.lose_lane()
+        self.engine.lose(self)
 
     def _on_message(self, message: Message, _: bytes) -> None:
         assert isinstance(message, Answer), "lanes answer"
         photo, self._photo = self._photo, None
         self.engine.was_heard()
-        # First the next photo, then what becomes of this one: the lane need not wait for that.
-        self.engine.on_free(self)
-        if photo is not None and not photo.answer.done():
-            if message.error is None:
-                photo.answer.set_result(message.result)
-            else:
-                photo.answer.set_exception(message.error)
+        try:
+            # First the next photo, then what becomes of this one: the lane need not wait for that.
+            self.engine.on_free(self)
+        finally:
+            if photo is not None and not photo.answer.done():
+                if message.error is None:
+                    photo.answer.set_result(message.result)
+                else:
+                    photo.answer.set_exception(message.error)
 
 
 class _Engine:
     """One process, from its start to its end."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, on_free: Callable[[_Lane], None]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        on_free: Callable[[_Lane], None],
+        on_lost: Callable[[_Lane], None],
+        on_end: Callable[[], None],
     ) -> None:
+        """`on_free` gets a lane that has no photo, `on_lost` one that takes none any more."""
         loop = asyncio.get_running_loop()
         self._metrics = metrics
         self.on_free = on_free
+        self._on_lost = on_lost
+        self._tell_end = on_end
         self.load = Load()
         self.resident_bytes = 0
         self.model: asyncio.Future[ModelReply] = loop.create_future()
@@ -148,27 +168,26 @@ class _Engine:
 
     async def start(self) -> None:
         """Start the process, which then loads its networks."""
-        with ExitStack() as stack:
-            pairs = [socket.socketpair() for _ in (self._control, *self._lanes)]
-            theirs = [stack.enter_context(other).fileno() for _, other in pairs]
-            for end in itertools.chain(*pairs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-            command = [sys.executable, "-m", "service.engine", *map(str, theirs)]
-            self.process = await asyncio.to_thread(
-                subprocess.Popen, command, pass_fds=theirs, stdin=subprocess.DEVNULL
-            )
         protocols = [self._control, *(lane.messages for lane in self._lanes)]
-        for protocol, (ours, _) in zip(protocols, pairs, strict=True):
-            await _connect(protocol, ours)
+        with ExitStack() as ours, ExitStack() as theirs:
+            pairs = [_pair(ours, theirs) for _ in protocols]
+            self.process = await asyncio.to_thread(_launch, [end for _, end in pairs])
+            for protocol, (end, _) in zip(protocols, pairs, strict=True):
+                await _connect(protocol, end)
+            ours.pop_all()  # the event loop has them now
         self._control.send(Start(self._settings))
 
     def drop(self, number: int) -> None:
         """Tell it that nobody waits for this photo any more."""
         self._control.send(Drop(number))
 
-    def lose_lane(self) -> None:
-        """A lane has ended: where the whole engine has not, it is to, for another to come."""
-        if self.process is not None and not self._is_stopping:
+    def lose(self, lane: _Lane) -> None:
+        """A lane has ended: where the whole engine does not, it is to, for another to come."""
+        self._on_lost(lane)
+        asyncio.get_running_loop().call_later(LAST_SECONDS, self._end_what_is_left)
+
+    def _end_what_is_left(self) -> None:
+        if self.process is not None and not self._is_stopping and not self.ended.is_set():
             self.process.kill()
 
     async def stop(self, timeout_seconds: float) -> None:
@@ -205,9 +224,11 @@ class _Engine:
     def _on_end(self) -> None:
         self.ended.set()
         self._fail_start(StartupError("an engine ended while it was starting"))
-        self.load, self.resident_bytes = Load(), 0
+        self.load, self.resident_bytes, self._hung = Load(), 0, None
         for lane in self._lanes:
             lane.end()
+            self._on_lost(lane)
+        self._tell_end()
 
     def _fail_start(self, error: StartupError) -> None:
         for future in (self.model, self.ready):
@@ -216,9 +237,34 @@ class _Engine:
                 future.exception()  # nobody may wait for it: no warning, then
 
 
+def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection to an engine; each stack closes its own."""
+    pair = socket.socketpair()
+    for stack, end in zip((ours, theirs), pair, strict=True):
+        stack.enter_context(end)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    pair[0].setblocking(False)
+    return pair
+
+
 async def _connect(protocol: Messages, end: socket.socket) -> None:
-    end.setblocking(False)
     await asyncio.get_running_loop().create_connection(lambda: protocol, sock=end)
+
+
+def _launch(ends: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
+    """Start an engine's process, which has these sockets and none of the settings' secrets."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+    # -P: what lies in the working directory is not imported. The package is found where this is.
+    paths = (str(Path(__file__).parents[1]), environment.get("PYTHONPATH"))
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    numbers = [end.fileno() for end in ends]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "service.engine", *map(str, numbers)],
+        pass_fds=numbers,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        process_group=0,  # what a terminal sends is for the server, which ends the engine
+    )
 
 
 class Engines:
@@ -232,7 +278,8 @@ class Engines:
         self, settings: Settings, *, metrics: Metrics, on_change: Callable[[], None]
     ) -> None:
         """`on_change` is called when an engine has ended or is there again."""
-        lanes = settings.image_workers or available_cpus() + 1
+        # One a core: another would have the photos take turns, and the slowest ones wait longer.
+        lanes = settings.image_workers or available_cpus()
         self._count = settings.engines
         self._settings = settings.model_copy(
             update={
@@ -243,6 +290,7 @@ class Engines:
         )
         self._metrics = metrics
         self._on_change = on_change
+        self._on_loaded: Callable[[ModelReply], None] = lambda _: None
         self._engines: list[_Engine] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._numbers = itertools.count()
@@ -272,6 +320,7 @@ class Engines:
 
         Raises a StartupError.
         """
+        self._on_loaded = on_loaded
         self._engines = [self._new() for _ in range(self._count)]
         for engine in self._engines:
             await engine.start()
@@ -296,7 +345,8 @@ class Engines:
         if self._is_closed:
             raise UnavailableError("the service is shutting down")
         number = next(self._numbers)
-        read = Read(number, then, max_faces, min_score, whole, get_contextvars())
+        asked = time.perf_counter()
+        read = Read(number, then, max_faces, min_score, whole, get_contextvars(), asked)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         mine = _Photo(read, photo, answer)
         self._waiting.append(mine)
@@ -323,7 +373,13 @@ class Engines:
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
-            self._next_lane().read(self._waiting.popleft())
+            lane, photo = self._next_lane(), self._waiting.popleft()
+            try:
+                lane.read(photo)
+            except Exception as error:  # noqa: BLE001 - it can't be sent: its caller hears of it
+                lane.let_go()
+                self._idle.append(lane)
+                photo.answer.set_exception(error)
 
     def _next_lane(self) -> _Lane:
         # Of the engine that has the most free lanes the one that was busy last: its core's caches
@@ -338,7 +394,17 @@ class Engines:
             self._hand_out()
 
     def _new(self) -> _Engine:
-        return _Engine(self._settings, self._metrics, self._free)
+        return _Engine(
+            self._settings,
+            self._metrics,
+            on_free=self._free,
+            on_lost=self._lose,
+            on_end=self._on_change,
+        )
+
+    def _lose(self, lane: _Lane) -> None:
+        with suppress(ValueError):
+            self._idle.remove(lane)
 
     async def _keep(self, place: int) -> None:
         """Start the engine in this place again whenever it ends."""
@@ -346,25 +412,31 @@ class Engines:
         while True:
             engine = self._engines[place]
             await engine.ended.wait()
-            self._forget(engine)
-            self._metrics.engine_restarts.inc()
-            code = None if engine.process is None else await asyncio.to_thread(engine.process.wait)
+            await engine.stop(LAST_SECONDS)
+            code = None if engine.process is None else engine.process.returncode
             logger.critical("an engine ended, and is started again", extra={"exit_code": code})
+            self._metrics.engine_restarts.inc()
             if time.monotonic() - engine.started < SOUND_SECONDS:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:
                 pause = FIRST_PAUSE_SECONDS
-            self._engines[place] = self._new()
-            # Where it does not come up, it ends, and the loop goes on.
-            with suppress(StartupError):
-                await self._engines[place].start()
-                await self._engines[place].ready
-                logger.warning("an engine is there again")
-                self._on_change()
+            await self._start_again(place)
 
-    def _forget(self, engine: _Engine) -> None:
-        self._idle = [lane for lane in self._idle if lane.engine is not engine]
+    async def _start_again(self, place: int) -> None:
+        engine = self._engines[place] = self._new()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await engine.start()
+                await engine.ready
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
+            reason = startup_error(error).detail
+            logger.critical("an engine does not start again: %s", reason)
+            await engine.stop(0)
+            engine.ended.set()  # also where it had not come so far that it could end
+            return
+        logger.warning("an engine is there again")
+        self._on_loaded(engine.model.result())  # the files may be others now
         self._on_change()
 
 

@@ -52,6 +52,11 @@ class Lifecycle:
         ready = self._phase is Phase.READY and self._trouble is None
         return ready and self._in_flight >= self._capacity
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the service has been told to stop."""
+        return self._phase is Phase.DRAINING
+
     def become_ready(self) -> None:
         """Everything is warm. Does nothing once draining: a stop during the start wins."""
         if self._phase is Phase.STARTING:

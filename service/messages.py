@@ -39,6 +39,8 @@ class Read(NamedTuple):
     whole: bool
     context: dict[str, Any]
     """Of log lines: the request's id."""
+    asked: float
+    """When (perf_counter, one clock for all processes of a machine): what went by since, waited."""
 
 
 class Drop(NamedTuple):

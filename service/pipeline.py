@@ -193,8 +193,9 @@ class _Lap:
 class StageClock:
     """Adds up the time one photo spends in each stage; used by one thread at a time."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
+    def __init__(self, started: float | None = None) -> None:
+        """It runs since `started` (perf_counter), or from now on."""
+        self._started = time.perf_counter() if started is None else started
         self._seconds: dict[Stage, float] = defaultdict(float)
 
     @contextmanager
@@ -319,14 +320,15 @@ class Pipeline:
         max_faces: int | None,
         min_score: float | None,
         whole: bool,
+        asked: float | None = None,
     ) -> Task:
-        """See recognize."""
+        """See recognize; it was asked for at `asked` (perf_counter), or now."""
         return Task(
             photo,
             self._settings.min_score if min_score is None else min_score,
             self._settings.max_faces if max_faces is None else max_faces,
             whole,
-            StageClock(),
+            StageClock(asked),
         )
 
     async def recognize(
@@ -377,12 +379,28 @@ class Pipeline:
         """
         taken = 0
 
-        def take(count: int) -> None:
+        def require(count: int) -> None:
             nonlocal taken
-            pixels.take(count, task.require_waiter)
+            if not pixels.try_take(count):
+                raise NoRoomError(count)
             taken += count
 
-        steps, results = self._steps(task, then, take), None
+        try:
+            try:
+                return self._follow_here(self._steps(task, then, require), task, is_crowded)
+            except NoRoomError as full:
+                count = full.pixels
+            # Here, where no stage is: to wait is no part of decoding, and no hang of it.
+            pixels.take(count, task.require_waiter)
+            taken = count
+            return self._follow_here(self._steps(task, then, None), task, is_crowded)
+        finally:
+            pixels.give_back(taken)
+
+    def _follow_here(
+        self, steps: _Steps[Result], task: Task, is_crowded: Callable[[], bool]
+    ) -> Result:
+        results: list[Any] | None = None
         try:
             while True:
                 task.require_waiter()
@@ -395,8 +413,6 @@ class Pipeline:
         except StopIteration as end:
             result: Result = end.value
             return result
-        finally:
-            pixels.give_back(taken)
 
     async def _in_room(self, room: Room, task: Task, then: Then[Result]) -> Result:
         try:

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         description="Threads that read photos: decode, resize, draw, and without a GPU run the "
-        "networks too; 0: one a CPU core, and then one more. Each may hold an image of "
+        "networks too; 0: one a CPU core, and without engines one more. Each may hold an image of "
         "max_image_pixels.",
     )
     engines: int = Field(

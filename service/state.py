@@ -78,7 +78,8 @@ class ServiceState:
             else:
                 await self._start_pipeline(load or load_networks)
         except Exception as error:  # noqa: BLE001 - the edge: it says which
-            on_started(startup_error(error))
+            if not self.lifecycle.is_draining:  # else it was told to end, and so was an engine
+                on_started(startup_error(error))
         else:
             self.lifecycle.become_ready()
             on_started(None)

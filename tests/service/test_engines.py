@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,11 +23,15 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import errors
+from service import engines, errors
 from service.budgets import LanePixels
+from service.engine import _Lanes
 from service.engines import Engines
 from service.errors import ProblemError, StartupError, UnavailableError
-from service.messages import BlockingMessages, Drop, Messages, Ready
+from service.messages import BlockingMessages, Drop, Messages, Read, Ready
+from service.observing import Journal
+from service.pipeline import Pipeline, load_networks
+from service.replies import keep_faces
 from service.settings import load_settings
 from tests.service.serving import (
     PATIENCE_SECONDS,
@@ -301,6 +305,90 @@ def test_engine_that_cannot_start_says_why(tmp_path: Path, count: int) -> None:
     assert "none.onnx: cannot read the model file" in failure.detail
 
 
+def test_time_spent_waiting_for_a_lane_is_told(
+    serve_engines: ServeEngines, portrait_jpeg: bytes
+) -> None:
+    server = serve_engines()
+    [engine] = engines_of(server)
+    with server.client() as client, ThreadPoolExecutor(1) as pool:
+        with stopped(engine):
+            post = pool.submit(client.post, "/predict", content=portrait_jpeg, headers=JPEG)
+            wait_until(lambda: server.state.lifecycle.in_flight == 1)
+            time.sleep(0.3)
+        told = post.result().json()["timings_ms"]
+    assert told["queue"] > 250
+    assert told["total"] > 250 + told["decode"] + told["detect"] + told["classify"]
+
+
+def test_engine_that_cannot_be_started_again_is_tried_until_it_can(
+    serve_engines: ServeEngines, portrait_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve_engines()
+    launch, failures = engines._launch, iter([OSError("too many open files")])
+
+    def fail_once(ends: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
+        for failure in failures:
+            raise failure
+        return launch(ends)
+
+    monkeypatch.setattr(engines, "_launch", fail_once)
+    files = psutil.Process().num_fds()
+    engines_of(server)[0].kill()
+    with server.client() as client:
+        wait_until(lambda: metric(client, "lan_fer_engine_restarts_total") == 2)
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        assert client.post("/predict", content=portrait_jpeg, headers=JPEG).status_code == 200
+    assert psutil.Process().num_fds() <= files + 2  # the client's own
+
+
+def test_engine_started_again_with_other_files_says_so(
+    tmp_path: Path, serve_engines: ServeEngines
+) -> None:
+    model = tmp_path / "model.onnx"
+    float32 = load_settings().model_path
+    int8 = float32.with_suffix(".int8.onnx")
+    model.write_bytes(float32.read_bytes())
+    server = serve_engines(model_path=model)
+    with server.client() as client:
+        before = client.get("/model").json()["classifier"]
+        model.write_bytes(int8.read_bytes())
+        engines_of(server)[0].kill()
+        wait_until(lambda: client.get("/model").json()["classifier"] != before)
+        after = client.get("/model").json()["classifier"]
+        assert after["version"] != before["version"]
+        assert metric(client, "lan_fer_model_info", version=after["version"][7:]) == 1
+
+
+def test_engine_gets_neither_keys_nor_modules_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise SystemExit('imported from the working directory')")
+    command = [sys.executable, "-P", "-m", "service.cli", "serve", "--port", "0"]
+    package = str(Path(engines.__file__).parents[1])
+    environment = os.environ | {"LAN_FER_API_KEYS": "a=" + "k" * 40, "PYTHONPATH": package}
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, cwd=tmp_path, env=environment)
+    try:
+        wait_until(lambda: b"event=ready" in log.read_bytes() or process.poll() is not None)
+        [engine] = psutil.Process(process.pid).children()
+        assert not [name for name in engine.environ() if name.startswith("LAN_FER_")]
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_stop_during_the_start_is_no_failure() -> None:
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    children = psutil.Process(process.pid).children
+    wait_until(lambda: bool(children()))
+    [engine] = children()
+    process.terminate()
+    engine.terminate()  # a whole cgroup is told to end, say
+    _, log = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, log
+    assert b"Traceback" not in log
+
+
 # --- parts ---------------------------------------------------------------------------------------
 
 
@@ -359,6 +447,28 @@ def test_lane_pixels_come_first_come_first_served() -> None:
         thread.join(PATIENCE_SECONDS)
     assert order == [0, 1]
     assert pixels.used == 0
+
+
+def test_pixels_are_taken_at_once_only_where_nobody_waits() -> None:
+    pixels = LanePixels(100)
+    assert pixels.try_take(60)
+    assert not pixels.try_take(60)
+    waiting = threading.Thread(target=pixels.take, args=(50, lambda: None))
+    waiting.start()
+    wait_until(lambda: len(pixels._queue) == 1)
+    assert not pixels.try_take(10)
+    pixels.give_back(60)
+    waiting.join(PATIENCE_SECONDS)
+    assert pixels.used == 50
+
+
+def test_photo_dropped_before_it_has_come_is_not_read() -> None:
+    pipeline = Pipeline(load_networks(load_settings()), load_settings(), observer=Journal())
+    lanes = _Lanes(pipeline, LanePixels(1), [])
+    lanes.drop(7)
+    photo = Read(7, keep_faces, None, None, False, {}, time.perf_counter())
+    answer = lanes._answer(photo, b"never looked at")
+    assert isinstance(answer.error, UnavailableError)
 
 
 def test_lane_that_nobody_waits_for_leaves_the_queue() -> None:
