@@ -127,6 +127,8 @@ class ServiceState:
             self._note_trouble()
 
     def _note_trouble(self) -> None:
+        if self.lifecycle.is_draining:  # engines end then
+            return
         limit = self.settings.stage_limit_ms / 1000
         hung = self._watch.hung(limit)
         if self._engines is not None:
