@@ -159,8 +159,10 @@ class _Engine:
 
     def hung(self, limit_seconds: float) -> str | None:
         """The stage that hangs in it, or itself where it has said nothing for long."""
+        if not self.is_ready:
+            return None
         silent = time.monotonic() - self._heard > limit_seconds + SILENCE_SECONDS
-        return ENGINE if silent and self.is_ready else self._hung
+        return ENGINE if silent else self._hung
 
     def was_heard(self) -> None:
         """It has said something."""
@@ -184,9 +186,10 @@ class _Engine:
     def lose(self, lane: _Lane) -> None:
         """A lane has ended: where the whole engine does not, it is to, for another to come."""
         self._on_lost(lane)
-        asyncio.get_running_loop().call_later(LAST_SECONDS, self._end_what_is_left)
+        asyncio.get_running_loop().call_later(LAST_SECONDS, self.kill)
 
-    def _end_what_is_left(self) -> None:
+    def kill(self) -> None:
+        """End it at once, where it has not ended and is not being stopped."""
         if self.process is not None and not self._is_stopping and not self.ended.is_set():
             self.process.kill()
 
@@ -310,10 +313,12 @@ class Engines:
         """Whether all of them have ended, or are being started again."""
         return bool(self._keepers) and not any(engine.is_ready for engine in self._engines)
 
-    def hung(self, limit_seconds: float) -> str | None:
-        """The stage that hangs in one of the engines, None where none does."""
-        hung = (engine.hung(limit_seconds) for engine in self._engines)
-        return next((stage for stage in hung if stage is not None), None)
+    def end_hung(self, limit_seconds: float) -> None:
+        """End engines in which a stage hangs, for others to come in their place."""
+        for engine in self._engines:
+            if (stage := engine.hung(limit_seconds)) is not None:
+                logger.critical("the stage %r hangs, and its engine is ended", stage)
+                engine.kill()
 
     async def start(self, on_loaded: Callable[[ModelReply], None]) -> None:
         """Start all of them and wait until they are warm; `on_loaded` is called before that.
@@ -379,7 +384,8 @@ class Engines:
             except Exception as error:  # noqa: BLE001 - it can't be sent: its caller hears of it
                 lane.let_go()
                 self._idle.append(lane)
-                photo.answer.set_exception(error)
+                if not photo.answer.done():
+                    photo.answer.set_exception(error)
 
     def _next_lane(self) -> _Lane:
         # Of the engine that has the most free lanes the one that was busy last: its core's caches

@@ -201,7 +201,8 @@ class Settings(BaseSettings):
         ge=1,
         le=3_600_000,
         description="Milliseconds one run of a stage (image work, a batch of a network) may take; "
-        "past it the service is not ready until that run ends.",
+        "past it the engine that it is in is ended, and another started; without engines, the "
+        "service is not ready until that run ends.",
     )
     drain_seconds: int = Field(
         20,

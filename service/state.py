@@ -124,6 +124,8 @@ class ServiceState:
         limit = self.settings.stage_limit_ms / 1000
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
+            if self._engines is not None and not self.lifecycle.is_draining:
+                self._engines.end_hung(limit)
             self._note_trouble()
 
     def _note_trouble(self) -> None:
@@ -131,8 +133,6 @@ class ServiceState:
             return
         limit = self.settings.stage_limit_ms / 1000
         hung = self._watch.hung(limit)
-        if self._engines is not None:
-            hung = hung or self._engines.hung(limit)
         trouble = None if hung is None else f"the stage {hung!r} hangs"
         if self._engines is not None and self._engines.are_gone:
             trouble = "what reads the photos has ended, and is being started again"
