@@ -9,54 +9,33 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
-import socket
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from functools import reduce
 from operator import add
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from structlog.contextvars import get_contextvars
 
-from service.errors import StartupError, UnavailableError
-from service.messages import (
-    Answer,
-    Drop,
-    Failed,
-    Health,
-    Loaded,
-    Message,
-    Messages,
-    Read,
-    Ready,
-    Start,
-)
+from service.engine_link import LAST_SECONDS, AskedPhoto, EngineLane, EngineLink
+from service.errors import UnavailableError
+from service.messages import Read
 from service.metrics import Metrics
-from service.observing import Load, replay
+from service.observing import Load
 from service.pipeline import Then
 from service.schemas import ModelReply
-from service.settings import ENV_PREFIX, Settings, available_cpus
+from service.settings import Settings, available_cpus
 from service.starting import startup_error
 
 Result = TypeVar("Result")
 
-SOCKET_BYTES = 1024 * 1024  # so that most photos go at once
 # Between an engine's end and the next try, where it had not lasted: longer each time.
 SOUND_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-# An engine that says nothing for so long beyond the limit of a stage hangs as a whole.
-SILENCE_SECONDS = 3.0
-# For a start that is tried again; and for an engine to end when it has closed a socket.
-START_SECONDS, LAST_SECONDS = 120.0, 1.0
-RETRY_SECONDS = 2
-ENGINE = "engine"
+START_SECONDS = 120.0  # for a start that is tried again
 
 logger = logging.getLogger(__name__)
 
@@ -64,210 +43,6 @@ logger = logging.getLogger(__name__)
 def engines_run_here() -> bool:
     """Whether a process can be given ends of socket pairs on this system."""
     return sys.platform != "win32"
-
-
-@dataclass(eq=False)
-class _Photo:
-    """One call of recognize."""
-
-    read: Read
-    photo: bytes
-    answer: asyncio.Future[Any]
-    lane: _Lane | None = None
-
-
-class _Lane:
-    """The server's end of one thread of an engine, which has at most one photo."""
-
-    def __init__(self, engine: _Engine) -> None:
-        self.engine = engine
-        self.messages = Messages(self._on_message, self._on_end)
-        self._photo: _Photo | None = None
-
-    def read(self, photo: _Photo) -> None:
-        """Send it a photo; it is busy until that is answered."""
-        self._photo = photo
-        photo.lane = self
-        self.messages.send(photo.read, photo.photo)
-
-    def let_go(self) -> None:
-        """The photo was not sent."""
-        self._photo = None
-
-    def end(self) -> None:
-        """There will be no answer any more."""
-        photo, self._photo = self._photo, None
-        if photo is not None and not photo.answer.done():
-            photo.answer.set_exception(_ended())
-
-    def _on_end(self) -> None:
-        self.end()
-        self.engine.lose(self)
-
-    def _on_message(self, message: Message, _: bytes) -> None:
-        assert isinstance(message, Answer), "lanes answer"
-        photo, self._photo = self._photo, None
-        self.engine.was_heard()
-        try:
-            # First the next photo, then what becomes of this one: the lane need not wait for that.
-            self.engine.on_free(self)
-        finally:
-            if photo is not None and not photo.answer.done():
-                if message.error is None:
-                    photo.answer.set_result(message.result)
-                else:
-                    photo.answer.set_exception(message.error)
-
-
-class _Engine:
-    """One process, from its start to its end."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        on_free: Callable[[_Lane], None],
-        on_lost: Callable[[_Lane], None],
-        on_end: Callable[[], None],
-    ) -> None:
-        """`on_free` gets a lane that has no photo, `on_lost` one that takes none any more."""
-        loop = asyncio.get_running_loop()
-        self._metrics = metrics
-        self.on_free = on_free
-        self._on_lost = on_lost
-        self._tell_end = on_end
-        self.load = Load()
-        self.resident_bytes = 0
-        self.model: asyncio.Future[ModelReply] = loop.create_future()
-        self.ready: asyncio.Future[None] = loop.create_future()
-        self.ended = asyncio.Event()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.started = self._heard = time.monotonic()
-        self.is_warm = False
-        self._settings = settings
-        self._control = Messages(self._on_message, self._on_end)
-        self._lanes = [_Lane(self) for _ in range(settings.image_workers)]
-        self._is_stopping = False
-        self._hung: str | None = None
-        self._cpu_seconds = 0.0
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it takes photos."""
-        return self.is_warm and not self.ended.is_set()
-
-    def hung(self, limit_seconds: float) -> str | None:
-        """The stage that hangs in it, or itself where it has said nothing for long."""
-        if not self.is_ready:
-            return None
-        silent = time.monotonic() - self._heard > limit_seconds + SILENCE_SECONDS
-        return ENGINE if silent else self._hung
-
-    def was_heard(self) -> None:
-        """It has said something."""
-        self._heard = time.monotonic()
-
-    async def start(self) -> None:
-        """Start the process, which then loads its networks."""
-        protocols = [self._control, *(lane.messages for lane in self._lanes)]
-        with ExitStack() as ours, ExitStack() as theirs:
-            pairs = [_pair(ours, theirs) for _ in protocols]
-            self.process = await asyncio.to_thread(_launch, [end for _, end in pairs])
-            for protocol, (end, _) in zip(protocols, pairs, strict=True):
-                await _connect(protocol, end)
-            ours.pop_all()  # the event loop has them now
-        self._control.send(Start(self._settings))
-
-    def drop(self, number: int) -> None:
-        """Tell it that nobody waits for this photo any more."""
-        self._control.send(Drop(number))
-
-    def lose(self, lane: _Lane) -> None:
-        """A lane has ended: where the whole engine does not, it is to, for another to come."""
-        self._on_lost(lane)
-        asyncio.get_running_loop().call_later(LAST_SECONDS, self.kill)
-
-    def kill(self) -> None:
-        """End it at once, where it has not ended and is not being stopped."""
-        if self.process is not None and not self._is_stopping and not self.ended.is_set():
-            self.process.kill()
-
-    async def stop(self, timeout_seconds: float) -> None:
-        """Let it finish and end; past the time it is killed."""
-        self._is_stopping = True
-        for messages in (self._control, *(lane.messages for lane in self._lanes)):
-            messages.close()
-        if self.process is not None:
-            try:
-                await asyncio.to_thread(self.process.wait, timeout_seconds)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                await asyncio.to_thread(self.process.wait)
-
-    def _on_message(self, message: Message, _: bytes) -> None:
-        self.was_heard()
-        if isinstance(message, Health):
-            replay(message.notes, self._metrics)
-            self._metrics.engine_cpu_seconds.inc(message.cpu_seconds - self._cpu_seconds)
-            self._cpu_seconds, self.resident_bytes = message.cpu_seconds, message.resident_bytes
-            self.load, self._hung = message.load, message.hung
-        elif isinstance(message, Loaded):
-            if not self.model.done():
-                self.model.set_result(message.model)
-        elif isinstance(message, Ready):
-            self.is_warm = True
-            if not self.ready.done():
-                self.ready.set_result(None)
-            for lane in self._lanes:
-                self.on_free(lane)
-        elif isinstance(message, Failed):
-            self._fail_start(message.error)
-
-    def _on_end(self) -> None:
-        self.ended.set()
-        self._fail_start(StartupError("an engine ended while it was starting"))
-        self.load, self.resident_bytes, self._hung = Load(), 0, None
-        for lane in self._lanes:
-            lane.end()
-            self._on_lost(lane)
-        self._tell_end()
-
-    def _fail_start(self, error: StartupError) -> None:
-        for future in (self.model, self.ready):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # nobody may wait for it: no warning, then
-
-
-def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
-    """Both ends of a connection to an engine; each stack closes its own."""
-    pair = socket.socketpair()
-    for stack, end in zip((ours, theirs), pair, strict=True):
-        stack.enter_context(end)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-    pair[0].setblocking(False)
-    return pair
-
-
-async def _connect(protocol: Messages, end: socket.socket) -> None:
-    await asyncio.get_running_loop().create_connection(lambda: protocol, sock=end)
-
-
-def _launch(ends: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
-    """Start an engine's process, which has these sockets and none of the settings' secrets."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
-    # -P: what lies in the working directory is not imported. The package is found where this is.
-    paths = (str(Path(__file__).parents[1]), environment.get("PYTHONPATH"))
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    numbers = [end.fileno() for end in ends]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.engine", *map(str, numbers)],
-        pass_fds=numbers,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        process_group=0,  # what a terminal sends is for the server, which ends the engine
-    )
 
 
 class Engines:
@@ -294,11 +69,11 @@ class Engines:
         self._metrics = metrics
         self._on_change = on_change
         self._on_loaded: Callable[[ModelReply], None] = lambda _: None
-        self._engines: list[_Engine] = []
+        self._engines: list[EngineLink] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._numbers = itertools.count()
-        self._waiting: deque[_Photo] = deque()
-        self._idle: list[_Lane] = []
+        self._waiting: deque[AskedPhoto] = deque()
+        self._idle: list[EngineLane] = []
         self._is_closed = False
         metrics.engines.set_function(lambda: sum(engine.is_ready for engine in self._engines))
         metrics.engine_bytes.set_function(lambda: sum(e.resident_bytes for e in self._engines))
@@ -353,7 +128,7 @@ class Engines:
         asked = time.perf_counter()
         read = Read(number, then, max_faces, min_score, whole, get_contextvars(), asked)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        mine = _Photo(read, photo, answer)
+        mine = AskedPhoto(read, photo, answer)
         self._waiting.append(mine)
         self._hand_out()
         try:
@@ -369,7 +144,7 @@ class Engines:
             keeper.cancel()
         await asyncio.gather(*(engine.stop(timeout_seconds) for engine in self._engines))
 
-    def _let_go(self, photo: _Photo) -> None:
+    def _let_go(self, photo: AskedPhoto) -> None:
         if photo.lane is None:
             with suppress(ValueError):
                 self._waiting.remove(photo)
@@ -387,20 +162,20 @@ class Engines:
                 if not photo.answer.done():
                     photo.answer.set_exception(error)
 
-    def _next_lane(self) -> _Lane:
+    def _next_lane(self) -> EngineLane:
         # Of the engine that has the most free lanes the one that was busy last: its core's caches
         # still hold what it works with.
         engines = [lane.engine for lane in self._idle]
         places = range(len(engines))
         return self._idle.pop(max(places, key=lambda at: (engines.count(engines[at]), at)))
 
-    def _free(self, lane: _Lane) -> None:
+    def _free(self, lane: EngineLane) -> None:
         if lane.engine.is_ready:
             self._idle.append(lane)
             self._hand_out()
 
-    def _new(self) -> _Engine:
-        return _Engine(
+    def _new(self) -> EngineLink:
+        return EngineLink(
             self._settings,
             self._metrics,
             on_free=self._free,
@@ -408,7 +183,7 @@ class Engines:
             on_end=self._on_change,
         )
 
-    def _lose(self, lane: _Lane) -> None:
+    def _lose(self, lane: EngineLane) -> None:
         with suppress(ValueError):
             self._idle.remove(lane)
 
@@ -444,10 +219,3 @@ class Engines:
         logger.warning("an engine is there again")
         self._on_loaded(engine.model.result())  # the files may be others now
         self._on_change()
-
-
-def _ended() -> UnavailableError:
-    return UnavailableError(
-        "What read this photo has ended, and is being started again.",
-        retry_after_seconds=RETRY_SECONDS,
-    )

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import engines, errors
+from service import engine_link, engines, errors
 from service.budgets import LanePixels
 from service.engine import _Lanes
 from service.engines import Engines
@@ -326,14 +326,14 @@ def test_engine_that_cannot_be_started_again_is_tried_until_it_can(
     serve_engines: ServeEngines, portrait_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve_engines()
-    launch, failures = engines._launch, iter([OSError("too many open files")])
+    launch, failures = engine_link._launch, iter([OSError("too many open files")])
 
     def fail_once(ends: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
         for failure in failures:
             raise failure
         return launch(ends)
 
-    monkeypatch.setattr(engines, "_launch", fail_once)
+    monkeypatch.setattr(engine_link, "_launch", fail_once)
     files = psutil.Process().num_fds()
     engines_of(server)[0].kill()
     with server.client() as client:
