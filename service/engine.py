@@ -1,8 +1,9 @@
 """An engine: a process that loads the networks and reads photos for the server beside it.
 
 `python -m service.engine CONTROL LANE...`, each one end of a socket pair of the server, which
-starts it (service/engine_link.py). Each lane is a thread that takes a photo from its socket and answers
-on it, with no other thread in between. The engine ends when the server closes its ends or is gone.
+starts it (service/engine_link.py). Each lane is a thread that takes a photo from its socket and
+answers on it, with no other thread in between. The engine ends when the server closes its ends or
+is gone.
 """
 
 from __future__ import annotations
