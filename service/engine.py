@@ -18,14 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from http import HTTPStatus
 
 import uvloop
 from structlog.contextvars import bound_contextvars
 
 from service.budgets import LanePixels
-from service.errors import ProblemError, ServiceError, UnexpectedError
-from service.logs import configure_logging
+from service.errors import ServiceError, UnexpectedError
+from service.logs import configure_logging, log_fault
 from service.memory import resident_bytes
 from service.messages import (
     Answer,
@@ -131,7 +130,7 @@ class _Lanes:
                     task, message.then, pixels=self._pixels, is_crowded=self._is_crowded
                 )
             except ServiceError as caught:
-                _log(caught)
+                log_fault(logger, caught)  # the cause stays here: it does not go to the server
                 error = caught.with_traceback(None)
             except Exception:  # the edge of the process
                 logger.exception("unexpected error")
@@ -142,14 +141,6 @@ class _Lanes:
             return Answer(message.number, result, error)
         finally:
             del error, result  # a cause of the error holds this frame, which would hold the error
-
-
-def _log(error: ServiceError) -> None:
-    """A cause stays here: it does not go to the server, whose log would otherwise have it."""
-    if not isinstance(error, ProblemError) or error.__cause__ is None:
-        return
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s", error.slug, exc_info=error)
 
 
 class _Engine:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
+from http import HTTPStatus
 from typing import Literal
 
 import structlog
 from structlog.types import Processor
 
+from service.errors import ProblemError, ServiceError
+
 KEY_ORDER = ["time", "level", "logger", "event", "request_id"]
 # They tell what our own lines tell already.
 QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
+
+
+def log_fault(logger: logging.Logger, error: ServiceError) -> None:
+    """Log an error that is a fault of ours, with its cause, which no client is told."""
+    if not isinstance(error, ProblemError) or error.__cause__ is None:
+        return
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s", error.slug, exc_info=error)
 
 
 def configure_logging(

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidOptionError, ProblemError
+from service.logs import log_fault
 from service.schemas import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -64,8 +65,7 @@ def _response(request: Request, problem: Problem, headers: Mapping[str, str] | N
 async def answer_problem(request: Request, error: Exception) -> Response:
     """The reply to a ProblemError; a fault of ours is logged."""
     assert isinstance(error, ProblemError)
-    if error.__cause__ is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s", error.slug, exc_info=error)
+    log_fault(logger, error)
     fields = None
     if isinstance(error, InvalidOptionError) and error.option:
         fields = [FieldProblem(location=f"query.{error.option}", message=error.detail)]

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
@@ -30,6 +29,7 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from service.logs import log_fault
 from service.options import check_options
 from service.problems import problem_of
 from service.replies import KeepReply, Reply
@@ -164,8 +164,7 @@ async def _read(service: ServiceState, photo: bytes, asked: Reply) -> PredictRep
 
 
 def _problem_item(service: ServiceState, error: ProblemError, asked: Reply) -> BatchItem:
-    if error.__cause__ is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s", error.slug, exc_info=error)
+    log_fault(logger, error)
     service.metrics.problems.labels(error.slug).inc()
     problem = problem_of(error, asked.request_id)
     return BatchItem(status=error.status, reply=None, problem=problem)
