@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
+import struct
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -23,9 +26,14 @@ CHECK_SECONDS = 0.1
 # Models, logs, listening sockets, and room for connections that are being closed.
 OTHER_FILES = 256
 
-# The longest that connections are taken which were there when the stop began.
+# At the stop: how long a client may take to complete a connection that it has begun, how long that
+# goes on where the kernel cannot keep further ones away, and how often it is looked.
+HANDSHAKE_SECONDS = 0.1
 LAST_ACCEPT_SECONDS = 2.0
 ACCEPT_AGAIN_SECONDS = 0.01
+
+# In Linux's asm-generic/socket.h; Python's socket module does not name it.
+SO_ATTACH_FILTER = 26
 
 
 class Server(uvicorn.Server):
@@ -79,6 +87,8 @@ class Server(uvicorn.Server):
         when the socket is closed. A copy keeps it open until the last of them has been accepted.
         """
         copies = [listener.dup() for listener in sockets]
+        for listener in copies:
+            let_nobody_else_in(listener)
         for server in self.servers:
             server.close()
         # Those that were accepted in this turn of the event loop become connections in the next.
@@ -89,23 +99,18 @@ class Server(uvicorn.Server):
 
     async def _accept_all(self, listener: socket.socket) -> None:
         listener.setblocking(False)
-        # From here on the kernel holds one connection until it is accepted, and lets nobody else
-        # in: clients that keep coming back would keep the server from ever stopping.
-        listener.listen(0)
         loop = asyncio.get_running_loop()
         end = loop.time() + LAST_ACCEPT_SECONDS
-        while loop.time() < end:
+        quiet = loop.time() + HANDSHAKE_SECONDS
+        while loop.time() < min(quiet, end):
             try:
                 client, _ = listener.accept()
-            except OSError:  # nobody is left, but somebody may come before the socket is closed
-                with socket.socket(listener.family) as own:
-                    if _takes_the_place(own, listener):
-                        listener.close()
-                        return
+            except OSError:  # nobody is left, but somebody may be about to complete a connection
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
                 continue
             client.setblocking(False)
             await loop.connect_accepted_socket(self._connect, client)
+            quiet = loop.time() + HANDSHAKE_SECONDS
 
     def _connect(self) -> Connection:
         return Connection(self._connection_config, self.server_state, self.lifespan.state)
@@ -114,15 +119,26 @@ class Server(uvicorn.Server):
         return [c for c in self.server_state.connections if isinstance(c, Connection)]
 
 
-def _takes_the_place(own: socket.socket, listener: socket.socket) -> bool:
-    """Whether `own` is now the one connection that the kernel holds for `listener`."""
-    own.setblocking(False)
-    own.connect_ex(listener.getsockname())
-    try:
-        own.getpeername()
-    except OSError:
-        return False
-    return True
+def let_nobody_else_in(listener: socket.socket) -> None:
+    """Connections that have begun may be completed; the kernel drops a packet that begins one.
+
+    It is sent again a second later, and refused then. Without this, clients that keep coming would
+    keep the server from stopping, and one that came just before the socket is closed gets a reset.
+    Does nothing where there is no such filter, outside Linux.
+    """
+    if sys.platform != "linux":
+        return
+    instructions = (  # classic BPF; the packet begins with its TCP header
+        (0x30, 0, 0, 13),  # load the byte of flags
+        (0x54, 0, 0, 0x12),  # SYN and ACK of it
+        (0x15, 0, 1, 0x02),  # SYN alone? else skip one
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # keep all of it
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in instructions))
+    program = struct.pack("HP", len(instructions), ctypes.addressof(code))
+    with suppress(OSError):  # a sandbox that stands in for the kernel may not know it
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 
 from service.pipeline import Pipeline, Recognition
 from service.replies import ReplyWriter
+from service.server import let_nobody_else_in, listen
 from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, raw_request, read_all
 from tests.service.serving import (
     PATIENCE_SECONDS,
@@ -143,6 +145,26 @@ def test_client_that_has_connected_before_the_stop_is_answered(
         with connection:
             reply = read_all(connection)
         assert re.match("HTTP/1.1 (200|503) ", reply)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
+def test_who_comes_after_the_stop_is_kept_away_and_who_was_there_is_not() -> None:
+    listener = listen("127.0.0.1", 0)
+    listener.listen()
+    address = listener.getsockname()
+    with listener, socket.create_connection(address) as early, socket.socket() as late:
+        let_nobody_else_in(listener)
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(address)
+        accepted, _ = listener.accept()
+        with accepted:
+            early.sendall(b"a question")
+            assert accepted.recv(100) == b"a question"
+            accepted.sendall(b"an answer")
+            assert early.recv(100) == b"an answer"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
 
 
 def test_request_that_outlives_the_grace_period_still_gets_an_answer(
