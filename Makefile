@@ -41,7 +41,7 @@ $(DETECTOR): service/detector_weights.py | $(SERVE_STAMP)
 	@touch $@
 
 # What CPUs with VNNI run in its place.
-$(DETECTOR_INT8): service/detector_int8.py service/detector_ranges.json $(DETECTOR)
+$(DETECTOR_INT8): service/detector_int8.py service/detector_graph.py service/detector_ranges.json $(DETECTOR)
 	$(BIN)/python -m service.detector_int8
 
 .PHONY: setup

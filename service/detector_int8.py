@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import int8_description
+from service.detector_graph import simplify
 from service.detector_weights import OUTPUT as NETWORK
 from service.detector_weights import SOURCE
 from service.errors import ModelFileError
@@ -76,16 +77,22 @@ def _quantise(
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's DecodeError has no public name
         raise ModelFileError(f"{network}: cannot be read as ONNX ({error})") from error
-    if not any(node.name.startswith(PARTS) for node in model.graph.node):
-        raise ModelFileError(f"{network}: is no RetinaFace (MobileNet 0.25) as it is shipped")
+    converted = onnx.version_converter.convert_version(model, OPSET)
+    try:
+        simplify(converted)
+    except KeyError as error:
+        other = f"{network}: is no RetinaFace (MobileNet 0.25) as it is shipped"
+        raise ModelFileError(other) from error
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=output.parent) as folder:
-        prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        simple, prepared, written = (
+            Path(folder) / name for name in ("simple.onnx", "prepared.onnx", "int8.onnx")
+        )
         cache = Path(folder) / "ranges.json"  # where it is there, it is read and not measured
         if canvases is None:
             cache.write_bytes(ranges.read_bytes())
-        converted = onnx.version_converter.convert_version(model, OPSET)
-        quant_pre_process(converted, prepared, skip_symbolic_shape=True)
+        onnx.save(converted, simple)
+        quant_pre_process(simple, prepared, skip_symbolic_shape=True)
         names = [node.name for node in onnx.load(prepared).graph.node]
         quantize_static(
             prepared,
