@@ -60,13 +60,9 @@ class EngineLane:
 
     def read(self, photo: AskedPhoto) -> None:
         """Send it a photo; it is busy until that is answered."""
+        self.messages.send(photo.read, photo.photo)
         self._photo = photo
         photo.lane = self
-        self.messages.send(photo.read, photo.photo)
-
-    def let_go(self) -> None:
-        """The photo was not sent."""
-        self._photo = None
 
     def end(self) -> None:
         """There will be no answer any more."""

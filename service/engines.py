@@ -27,7 +27,7 @@ from service.metrics import Metrics
 from service.observing import Load
 from service.pipeline import Then
 from service.schemas import ModelReply
-from service.settings import Settings, available_cpus
+from service.settings import Settings
 from service.starting import startup_error
 
 Result = TypeVar("Result")
@@ -57,7 +57,7 @@ class Engines:
     ) -> None:
         """`on_change` is called when an engine has ended or is there again."""
         # One a core: another would have the photos take turns, and the slowest ones wait longer.
-        lanes = settings.image_workers or available_cpus()
+        lanes = settings.photo_threads
         self._count = settings.engines
         self._settings = settings.model_copy(
             update={
@@ -157,7 +157,6 @@ class Engines:
             try:
                 lane.read(photo)
             except Exception as error:  # noqa: BLE001 - it can't be sent: its caller hears of it
-                lane.let_go()
                 self._idle.append(lane)
                 if not photo.answer.done():
                     photo.answer.set_exception(error)

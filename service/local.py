@@ -36,7 +36,7 @@ from service.options import check_options
 from service.pipeline import Networks, Pipeline, Recognition, load_networks
 from service.replies import Reply
 from service.schemas import PredictOptions, PredictReply
-from service.settings import Settings, available_cpus, load_settings
+from service.settings import Settings, load_settings
 
 UInt8 = NDArray[np.uint8]
 Photo = str | Path | bytes | bytearray | memoryview | Image.Image | UInt8
@@ -68,7 +68,7 @@ class Recognizer:
         self.networks = networks
         self.settings = settings
         self._limits = ImageLimits(settings.max_body_bytes, settings.max_image_pixels)
-        workers = settings.image_workers or available_cpus()
+        workers = settings.photo_threads
         self._window = min(settings.max_in_flight_images, workers * IN_FLIGHT_PER_CPU)
         # The pipeline refuses what does not fit into its queues; in process, callers wait.
         self._permits = threading.BoundedSemaphore(settings.max_in_flight_images)

@@ -265,7 +265,7 @@ class Pipeline:
         )
         self._lanes: Batcher[_Lap, _Wanted | _Done[Any] | Exception] = Batcher(
             "lane",
-            lambda laps: [self._advance(lap) for lap in laps],
+            lambda laps: [self._advance_or_error(lap) for lap in laps],
             key=lambda _: None,
             limits=BatchLimits(
                 1, settings.max_in_flight_images, _lanes(networks.provider, settings)
@@ -400,19 +400,12 @@ class Pipeline:
     def _follow_here(
         self, steps: _Steps[Result], task: Task, is_crowded: Callable[[], bool]
     ) -> Result:
-        results: list[Any] | None = None
-        try:
-            while True:
-                task.require_waiter()
-                wanted = self._send(steps, results)
-                if self._runs_here(wanted, is_crowded()):
-                    results = self._run_here(wanted, task)
-                else:
-                    run = self._run(wanted, task.clock)
-                    results = asyncio.run_coroutine_threadsafe(run, self._loop).result()
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+        lap = _Lap(steps, None, task)
+        while not isinstance(reached := self._advance(lap, is_crowded), _Done):
+            run = asyncio.run_coroutine_threadsafe(self._run(reached, task.clock), self._loop)
+            lap = _Lap(steps, run.result(), task)
+        result: Result = reached.result
+        return result
 
     async def _in_room(self, room: Room, task: Task, then: Then[Result]) -> Result:
         try:
@@ -447,20 +440,24 @@ class Pipeline:
                 return done.result
             results = await self._run(reached, task.clock)
 
-    def _advance(self, lap: _Lap) -> _Wanted | _Done[Any] | Exception:
+    def _advance_or_error(self, lap: _Lap) -> _Wanted | _Done[Any] | Exception:
+        try:
+            return self._advance(lap, lambda: self._lanes.queued > 0)
+        except Exception as error:  # noqa: BLE001 - raised where the photo is waited for
+            return error
+
+    def _advance(self, lap: _Lap, is_crowded: Callable[[], bool]) -> _Wanted | _Done[Any]:
         """Take one photo on, as far as it comes without the networks' queues."""
         results = lap.results
         try:
             while True:
                 lap.task.require_waiter()
                 wanted = self._send(lap.steps, results)
-                if not self._runs_here(wanted, self._lanes.queued > 0):
+                if not self._runs_here(wanted, is_crowded()):
                     return wanted
                 results = self._run_here(wanted, lap.task)
         except StopIteration as end:
             return _Done(end.value)
-        except Exception as error:  # noqa: BLE001 - raised where the photo is waited for
-            return error
 
     def _runs_here(self, wanted: _Wanted, is_crowded: bool) -> bool:
         # From thread to thread, a photo leaves a core's caches behind. Where batches gain nothing,

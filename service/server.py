@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from service.connection import Config, Connection
 from service.errors import StartupError
-from service.settings import Settings, available_cpus
+from service.settings import Settings
 from service.shedding import Shedder
 from service.state import ServiceState
 
@@ -144,8 +144,8 @@ def let_nobody_else_in(listener: socket.socket) -> None:
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of service.app.create_app; run it with a listening socket."""
     service: ServiceState = app.state.service
-    lanes = settings.image_workers or available_cpus()
-    engines = 4 * (settings.engines + lanes)  # both ends of their sockets, twice while one starts
+    # Both ends of their sockets, twice while one starts.
+    engines = 4 * (settings.engines + settings.photo_threads)
     _allow_files(2 * settings.max_connections + engines + OTHER_FILES)
     shedder = None
     if settings.cors_origins is None:  # a page elsewhere can't read a refusal without its headers

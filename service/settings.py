@@ -264,6 +264,11 @@ class Settings(BaseSettings):
         """What the ONNX Runtime sessions are made with."""
         return SessionSettings(provider=self.provider, intra_op_threads=self.intra_op_threads)
 
+    @property
+    def photo_threads(self) -> int:
+        """Threads that read photos: as many as asked for, else one a core."""
+        return self.image_workers or available_cpus()
+
 
 def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - text of flags, checked by Settings
     """Settings from `given` values, else the environment, else defaults.

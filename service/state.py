@@ -16,7 +16,7 @@ from service.observing import Load
 from service.pipeline import Networks, PhotoReader, Pipeline, load_networks
 from service.runtime import runs_on_cpu
 from service.schemas import ModelReply
-from service.settings import Settings, available_cpus
+from service.settings import Settings
 from service.starting import startup_error
 from service.watch import StageWatch, WatchedPool
 
@@ -42,9 +42,7 @@ class ServiceState:
         self.bodies = ByteBudget(settings.max_in_flight_bytes)
         self.metrics.watch_load(lambda: self.bodies.held, lambda: self.load)
         self._watch = StageWatch(give_way=True)
-        self.pool = WatchedPool(
-            settings.image_workers or available_cpus(), watch=self._watch, stage="image"
-        )
+        self.pool = WatchedPool(settings.photo_threads, watch=self._watch, stage="image")
         self._minding: asyncio.Task[None] | None = None
         self._reader: PhotoReader | None = None
         self._engines: Engines | None = None
