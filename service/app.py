@@ -79,7 +79,13 @@ def _bare_app(lifespan: Lifespan[FastAPI], *, docs: bool) -> FastAPI:
     if docs:
         # It serves Swagger UI's files; the page itself is routes.docs, for its policy.
         make = partial(FastAPIOffline, None, None)
-    app = make(title="lan-fer", version=version("lan-fer"), summary=SUMMARY, lifespan=lifespan)
+    app = make(
+        title="lan-fer",
+        version=version("lan-fer"),
+        summary=SUMMARY,
+        lifespan=lifespan,
+        redirect_slashes=False,  # to where the Host header says, and without a problem document
+    )
     install_openapi(app)
     return app
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -37,6 +38,7 @@ HEAD_SLACK_BYTES = 64 * 1024
 # Of a body's framing: a body in chunks of a few bytes costs more work than it carries.
 MAX_FRAMING_BYTES = 1024 * 1024
 MAX_PIPELINED = 16
+MAX_ADDRESS_BYTES = 65_535  # that the parser of addresses takes
 # How long a connection takes bytes after it has said that it sends no more.
 LINGER_SECONDS = 2.0
 # How long an idle connection is kept for one more request once the service stops. A client asks
@@ -244,11 +246,37 @@ class Connection(HttpToolsProtocol):
         if self._leaving or self._broken is not None:
             return
         self._bytes_beside_body += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._bytes_beside_body > self._limits.max_head_bytes and self._in_head:
             self._refuse(HeadersTooLargeError("The headers do not end."))
         elif self._bytes_beside_body > MAX_FRAMING_BYTES:
             self._refuse(MalformedRequestError("The body comes in chunks that are too small."))
+
+    def _feed(self, data: bytes) -> None:
+        """What uvicorn does with bytes, but that no client is let into another protocol."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Take a request that asks for another protocol as if it did not; `rest` is its body.
+
+        Java's client asks each server for HTTP/2 like this. The parser that has seen the wish takes
+        what follows for that protocol.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse(MalformedRequestError("This is no proxy: CONNECT is not served."))
+            return
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._feed(b"\r\n".join((*lines, b"", rest)))
 
     # --- the parser's events ----------------------------------------------------------------
 
@@ -261,25 +289,36 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._wait(self._limits.head_seconds, self._late_head)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, without the white space that may end its line."""
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """The head is there: the app begins to work, or it waits for earlier requests."""
-        self._in_head = False
+        if self.parser.should_upgrade():  # it comes again, see _go_on_without_upgrade
+            return
+        if self._busy and len(self.pipeline) >= MAX_PIPELINED:
+            raise MalformedRequestError("Too many requests were sent before their answers.")
         if self._leaving:  # what came in the same piece as the bytes that ended it
+            self._in_head = False
             return
         # The app minds how long a body takes; what is not read by then is discarded below.
         self._waiting_since, self._deadline = self.loop.time(), None
+        if len(self.url) > MAX_ADDRESS_BYTES:
+            self._refuse(HeadersTooLargeError("The address is too long."))
+            return
         if self._shedder is not None and not self._busy:
             refusal = self._shedder.refusal(self.parser.get_method(), self.url)
             if refusal is not None:
+                self._in_head = False
                 self._answer_at_once(refusal)
                 return
-        super().on_headers_complete()
+        super().on_headers_complete()  # raises where the address can't be read
+        self._in_head = False
         self.cycle.transport = self._replies
         if self._draining or self.expect_100_continue:
             # A client that waits for "100 Continue" may send its body after a refusal, or not.
             self.cycle.keep_alive = False
-        if len(self.pipeline) > MAX_PIPELINED:
-            raise MalformedRequestError("Too many requests were sent before their answers.")
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -293,6 +332,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is there as a whole."""
+        if self.parser.should_upgrade():
+            return
         self._message_complete = True
         if self._leaving:
             return
@@ -389,10 +430,11 @@ class Connection(HttpToolsProtocol):
         staying = [c for c in others if not c._leaving]
         if len(staying) < self._limits.max_connections:
             return
-        if len(others) >= 2 * self._limits.max_connections:
-            self.transport.abort()
-            return
         now = self.loop.time()
+        if len(others) >= 2 * self._limits.max_connections:
+            # Of those that have their last reply, the one that has had it for longest.
+            leaving = (c for c in others if c._leaving)
+            min(leaving, key=lambda c: c._waiting_since or now).transport.abort()
         waiting = [c for c in staying if c._can_go(now)]
         if waiting:
             min(waiting, key=lambda c: c._waiting_since or now)._make_way()

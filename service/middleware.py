@@ -65,7 +65,7 @@ class EdgeMiddleware:
             if exchange.status is None:
                 stopped = UnavailableError("The service stopped before the answer was ready.")
                 await problem_response(request, stopped)(scope, exchange.receive, exchange.send)
-            raise
+            # Not raised again: the server's task ends here anyway, and would log it as a fault.
         except Exception:
             # The edge: log everything, show the client nothing.
             logger.exception("unexpected error")

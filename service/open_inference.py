@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import MalformedRequestError, MissingImageError
+from service.json_bodies import check_json
 from service.pipeline import ReadFace
 
 INPUT: Final = "image"
@@ -95,8 +96,10 @@ def parse_request(
     length = len(body) if json_length is None else json_length
     if length > len(body):
         raise MalformedRequestError("Inference-Header-Content-Length is more than the body has.")
+    text = body[:length]
+    check_json(text)
     try:
-        request = InferRequest.model_validate_json(body[:length])
+        request = InferRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import sys
 
 from service.commands.flags import add_settings, given_settings
 from service.errors import StartupError
@@ -28,10 +29,17 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises StartupError where the service cannot start."""
+    # Until the server has its own: the first process of a container ignores them otherwise.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
     settings = load_settings(**given_settings(arguments))
     configure_logging(settings.log_level, settings.log_format)
     serve(settings)
     return 0
+
+
+def _end_at_once(*_: object) -> None:
+    sys.exit(0)
 
 
 def serve(settings: Settings) -> None:

@@ -26,6 +26,7 @@ from service.errors import (
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
+from service.json_bodies import check_json
 from service.problems import field_problem
 from service.schemas import PredictBatchJson, PredictJson, PredictOptions
 from service.settings import Settings
@@ -34,6 +35,7 @@ from service.state import ServiceState
 FIELD = "file"
 MAX_OTHER_FIELDS = 8
 MAX_OTHER_FIELD_BYTES = 4096
+TOO_LONG_FIELD = "Part exceeded maximum size"  # how Starlette says so
 ACCEPTED = "multipart/form-data, application/json or image/*"
 OPTIONS = frozenset(field.alias or name for name, field in PredictOptions.model_fields.items())
 HINT = "; several go to /predict/batch"
@@ -121,7 +123,10 @@ def _check_head(headers: Headers, settings: Settings) -> None:
 
 def _check_length(headers: Headers, max_bytes: int) -> None:
     length = headers.get("content-length")
-    if length is None and "transfer-encoding" not in headers:
+    transfer = headers.get("transfer-encoding")
+    if transfer is not None and transfer.lower() != "chunked":
+        raise MalformedRequestError("Transfer-Encoding must be chunked, and nothing else.")
+    if length is None and transfer is None:
         length = "0"  # HTTP/1.1: neither header, no body
     if length is None:
         return
@@ -215,7 +220,12 @@ async def _from_multipart(
     except MultiPartException as error:
         if parser.has_too_many_files:
             raise _too_many(most, hint) from error
-        raise MalformedRequestError(f"The multipart body is malformed. {error.message}") from error
+        hint = ""
+        if error.message.startswith(TOO_LONG_FIELD):
+            hint = " An image needs a file name: without one, its part is a field of the form."
+        raise MalformedRequestError(
+            f"The multipart body is malformed. {error.message}{hint}"
+        ) from error
     try:
         uploads = [entry for entry in form.getlist(FIELD) if isinstance(entry, UploadFile)]
         _refuse_options(form)
@@ -242,6 +252,7 @@ def _too_many(most: int, hint: str = "") -> TooManyImagesError:
 
 
 def _from_json(body: bytes) -> bytes:
+    check_json(body)
     try:
         text = PredictJson.model_validate_json(body).image
     except ValidationError as error:
@@ -250,6 +261,7 @@ def _from_json(body: bytes) -> bytes:
 
 
 def _many_from_json(body: bytes, most: int) -> list[bytes | InvalidImageError]:
+    check_json(body)
     try:
         texts = PredictBatchJson.model_validate_json(body).images
     except ValidationError as error:

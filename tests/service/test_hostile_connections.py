@@ -152,6 +152,15 @@ def test_idle_connections_make_way(serve: Serve, monkeypatch: pytest.MonkeyPatch
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 
+def test_a_flood_of_connections_is_told_so(serve: Serve) -> None:
+    server = serve(max_connections=4)
+    with ExitStack() as stack:
+        for _ in range(20):
+            last = stack.enter_context(connected(server))
+        assert last.recv(65536).startswith(b"HTTP/1.1 503 ")
+    assert refused(server, "unavailable") >= 16
+
+
 def test_connections_that_were_busy_a_moment_ago_do_not_make_way(serve: Serve) -> None:
     """Their next requests may be under way, and would meet a closed connection."""
     server = serve(max_connections=2)
@@ -222,7 +231,88 @@ def test_flood_of_requests_before_their_answers_is_cut_off(server: RunningServer
     with connected(server) as connection:
         connection.sendall(LIVE * 5000)
         reply = read_all(connection)
-    assert reply.count("HTTP/1.1 200 OK") < 100
+    # Those that were taken get their answers.
+    assert reply.count("HTTP/1.1 200 OK") == 1 + connection_module.MAX_PIPELINED
+
+
+def test_a_photo_too_many_before_their_answers_costs_none_of_the_others_theirs(
+    server: RunningServer,
+) -> None:
+    photo = grey_photo(10)
+    one = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
+    one += b"Content-Length: %d\r\n\r\n" % len(photo) + photo
+    with connected(server) as connection:
+        connection.sendall(one * 40)
+        reply = read_all(connection)
+    assert reply.count("HTTP/1.1 200 OK") == 1 + connection_module.MAX_PIPELINED
+
+
+# --- another protocol ---------------------------------------------------------------------------
+
+UPGRADE = [
+    "Connection: Upgrade, HTTP2-Settings",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAMAAABkAAQAAP__",
+]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_client_that_asks_for_another_protocol_gets_its_answer_in_this_one(
+    server: RunningServer, portrait_jpeg: bytes, parts: int
+) -> None:
+    head = [*UPGRADE, "Content-Type: image/jpeg", f"Content-Length: {len(portrait_jpeg)}"]
+    message = b"\r\n".join((b"POST /predict HTTP/1.1", b"Host: here", *map(str.encode, head)))
+    message += b"\r\n\r\n" + portrait_jpeg
+    # The next one, right behind it, is no part of it.
+    message += LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with connected(server) as connection:
+        for start in range(0, len(message), step := -(-len(message) // parts)):
+            connection.sendall(message[start : start + step])
+            time.sleep(0.02)
+        reply = read_all(connection)
+    assert reply.count("HTTP/1.1 200 OK") == 2
+    assert '"faces_found":1' in reply
+
+
+def test_a_body_behind_such_a_wish_is_no_request(server: RunningServer) -> None:
+    hidden = b"GET /model HTTP/1.1\r\nHost: here\r\n\r\n"
+    head = [*UPGRADE, "Content-Type: image/jpeg", f"Content-Length: {len(hidden)}"]
+    with raw_request(server, [*head, "X-Request-ID: first"]) as connection:
+        time.sleep(0.05)
+        connection.sendall(hidden)
+        connection.sendall(LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 415 ")
+    assert reply.count("HTTP/1.1 ") == 2
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET /" + b"a" * 65_530, 431),
+        (b"GET /" + b"a" * 70_000, 431),
+        (b"CONNECT example.com:443", 400),
+        (b"GET http://[::1", 400),
+        (b"GET http://a:99999/x", 400),
+        (b"POST http://a@b@c/predict", 400),
+    ],
+)
+def test_an_address_that_can_not_be_read_gets_a_problem(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, line: bytes, status: int
+) -> None:
+    for is_first in (True, False):
+        with connected(server) as connection:
+            if not is_first:
+                connection.sendall(LIVE)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+            connection.sendall(line + b" HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+            reply = read_all(connection)
+        assert reply.startswith(f"HTTP/1.1 {status} ")
+        assert "problem-type:lan-fer:" in reply
+    assert "Traceback" not in caplog.text
 
 
 def test_nonsense_behind_a_good_request_does_not_cost_its_answer(server: RunningServer) -> None:
@@ -239,6 +329,23 @@ def test_body_in_chunks_of_one_byte_is_refused(server: RunningServer) -> None:
         reply = connection.recv(65536)
     assert reply.startswith(b"HTTP/1.1 400 ")
     assert b"too small" in reply
+
+
+def test_a_coding_that_is_not_undone_is_refused(server: RunningServer) -> None:
+    head = ["Transfer-Encoding: gzip, chunked", "Connection: close"]
+    with raw_request(server, head, b"5\r\nhello\r\n0\r\n\r\n") as connection:
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 400 ")
+    assert "Transfer-Encoding must be chunked, and nothing else." in reply
+
+
+@pytest.mark.parametrize("space", [" ", "\t"])
+def test_space_behind_a_header_is_no_part_of_it(
+    server: RunningServer, portrait_jpeg: bytes, space: str
+) -> None:
+    head = [f"Content-Length: {len(portrait_jpeg)}{space}", "Connection: close"]
+    with raw_request(server, head, portrait_jpeg) as connection:
+        assert read_all(connection).startswith("HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
