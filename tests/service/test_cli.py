@@ -65,6 +65,27 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals, portrait_jpeg: 
     assert "error" not in access
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="which signals are minded is read in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_while_it_starts_it_ends_well(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        # Python minds SIGINT by itself; a process that is the first of a container, nothing else.
+        while not minded(status.read_text()) & 1 << signal.SIGTERM - 1:
+            assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert errors == ""
+
+
+def minded(status: str) -> int:
+    found = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    assert found
+    return int(found[1], 16)
+
+
 def start_and_fail(*flags: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "serve", "--port", "0", *flags],

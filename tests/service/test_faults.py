@@ -168,7 +168,9 @@ def test_who_comes_after_the_stop_is_kept_away_and_who_was_there_is_not() -> Non
 
 
 def test_request_that_outlives_the_grace_period_still_gets_an_answer(
-    serve_held: Callable[..., RunningServer], held: HeldDetector
+    serve_held: Callable[..., RunningServer],
+    held: HeldDetector,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = serve_held(drain_seconds=1)
     stuck = Crowd(server).post(grey_photo(10))
@@ -178,6 +180,7 @@ def test_request_that_outlives_the_grace_period_still_gets_an_answer(
     # The network hangs on, and does not keep the process from ending.
     server.thread.join(PATIENCE_SECONDS)
     assert not server.thread.is_alive()
+    assert "Exception in ASGI application" not in caplog.text
 
 
 @dataclass

@@ -127,6 +127,30 @@ def test_json(client: httpx.Client, document: str, status: int, slug: str) -> No
     assert_problem(client.post("/predict", content=body, headers=JSON), status, slug)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+@pytest.mark.parametrize(
+    "body", [b'{"images":[' + b"1," * 500_000 + b"1]}", b'{"a":1' + b',"":1' * 10**5]
+)
+def test_json_of_very_many_values_is_not_parsed(
+    client: httpx.Client, path: str, body: bytes
+) -> None:
+    """Each would take hundreds of bytes, and an error for each a thousand."""
+    response = client.post(path, content=body, headers=JSON)
+    assert "commas" in assert_problem(response, 400, "malformed-request")
+
+
+def test_photo_in_a_field_without_a_file_name_is_told_so(client: httpx.Client) -> None:
+    part = b'--limit\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"x" * 5000
+    response = client.post("/predict", content=part + b"\r\n--limit--\r\n", headers=FORM)
+    assert "An image needs a file name" in assert_problem(response, 400, "malformed-request")
+
+
+def test_address_with_a_slash_too_many_leads_nowhere(client: httpx.Client) -> None:
+    for path in ("/predict/", "/predict%2f", "/docs/"):
+        response = client.post(path, content=b"x", headers={"host": "elsewhere.example"})
+        assert_problem(response, 404, "not-found")
+
+
 def test_json_error_does_not_repeat_what_was_sent(client: httpx.Client) -> None:
     response = client.post("/predict", json={"image": "secret" * 1000, "other-secret": 1})
     assert "secretsecret" not in assert_problem(response, 422, "invalid-option")
