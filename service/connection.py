@@ -307,6 +307,10 @@ class Connection(HttpToolsProtocol):
         if len(self.url) > MAX_ADDRESS_BYTES:
             self._refuse(HeadersTooLargeError("The address is too long."))
             return
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._refuse(MalformedRequestError("There must be one Host header (RFC 9112, 3.2)."))
+            return
         if self._shedder is not None and not self._busy:
             refusal = self._shedder.refusal(self.parser.get_method(), self.url)
             if refusal is not None:

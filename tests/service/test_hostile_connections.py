@@ -331,6 +331,22 @@ def test_body_in_chunks_of_one_byte_is_refused(server: RunningServer) -> None:
     assert b"too small" in reply
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"HTTP/1.1", 400),
+        (b"HTTP/1.1\r\nHost: here\r\nHost: there", 400),
+        (b"HTTP/1.0", 200),
+    ],
+)
+def test_a_request_says_once_which_host_it_is_for(
+    server: RunningServer, head: bytes, status: int
+) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"GET /health/live " + head + b"\r\nConnection: close\r\n\r\n")
+        assert read_all(connection).startswith(f"HTTP/1.1 {status} ")
+
+
 def test_a_coding_that_is_not_undone_is_refused(server: RunningServer) -> None:
     head = ["Transfer-Encoding: gzip, chunked", "Connection: close"]
     with raw_request(server, head, b"5\r\nhello\r\n0\r\n\r\n") as connection:
