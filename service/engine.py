@@ -3,7 +3,8 @@
 `python -m service.engine CONTROL LANE...`, each one end of a socket pair of the server, which
 starts it (service/engine_link.py). Each lane is a thread that takes a photo from its socket and
 answers on it, with no other thread in between. The engine ends when the server closes its ends or
-is gone.
+is gone. Its log goes to standard output: what is written to standard error comes from libraries,
+and the server logs it.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class _Engine:
             self.control.close()
 
     async def _start(self, settings: Settings, pixels: LanePixels) -> Pipeline:
-        configure_logging(settings.log_level, settings.log_format)
+        configure_logging(settings.log_level, settings.log_format, stream=sys.stdout)
         networks = await asyncio.to_thread(load_networks, settings)
         log_networks(networks)
         self.control.send(Loaded(model_info(networks)))

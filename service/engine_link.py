@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -38,6 +39,10 @@ SILENCE_SECONDS = 3.0
 LAST_SECONDS = 1.0  # for an engine to end when it has closed a socket
 RETRY_SECONDS = 2
 ENGINE = "engine"
+STANDARD_ERROR = 2
+MAX_LINE_BYTES = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -113,6 +118,7 @@ class EngineLink:
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended = asyncio.Event()
         self.process: subprocess.Popen[bytes] | None = None
+        self._stray: asyncio.ReadTransport | None = None
         self.started = self._heard = time.monotonic()
         self.is_warm = False
         self._settings = settings
@@ -146,6 +152,8 @@ class EngineLink:
             self.process = await asyncio.to_thread(_launch, [end for _, end in pairs])
             for protocol, (end, _) in zip(protocols, pairs, strict=True):
                 await _connect(protocol, end)
+            loop = asyncio.get_running_loop()
+            self._stray, _ = await loop.connect_read_pipe(_StrayLines, self.process.stderr)
             ours.pop_all()  # the event loop has them now
         self._control.send(Start(self._settings))
 
@@ -174,6 +182,8 @@ class EngineLink:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 await asyncio.to_thread(self.process.wait)
+        if self._stray is not None:
+            self._stray.close()
 
     def _on_message(self, message: Message, _: bytes) -> None:
         self.was_heard()
@@ -210,6 +220,30 @@ class EngineLink:
                 future.exception()  # nobody may wait for it: no warning, then
 
 
+class _StrayLines(asyncio.Protocol):
+    """What an engine's libraries have written past its log, such as a decoder's complaints."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._log(line)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """See asyncio.BaseProtocol."""
+        self._log(self._rest)
+
+    def _log(self, line: bytes) -> None:
+        if line.strip():
+            text = line[:MAX_LINE_BYTES].decode(errors="replace")
+            logger.warning("an engine's library says", extra={"line": text})
+
+
 def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
     """Both ends of a connection to an engine; each stack closes its own."""
     pair = socket.socketpair()
@@ -235,6 +269,8 @@ def _launch(ends: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
         [sys.executable, "-P", "-m", "service.engine", *map(str, numbers)],
         pass_fds=numbers,
         stdin=subprocess.DEVNULL,
+        stdout=STANDARD_ERROR,
+        stderr=subprocess.PIPE,
         env=environment,
         process_group=0,  # what a terminal sends is for the server, which ends the engine
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from http import HTTPStatus
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 from structlog.types import Processor
@@ -26,9 +26,12 @@ def log_fault(logger: logging.Logger, error: ServiceError) -> None:
 
 
 def configure_logging(
-    level: Literal["debug", "info", "warning", "error"], style: Literal["plain", "json"]
+    level: Literal["debug", "info", "warning", "error"],
+    style: Literal["plain", "json"],
+    *,
+    stream: TextIO | None = None,
 ) -> None:
-    """Send every log record to standard error, formatted; call it once in the process."""
+    """Send every log record to `stream`, or standard error, formatted; call it once a process."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -42,7 +45,7 @@ def configure_logging(
         if style == "json"
         else structlog.processors.LogfmtRenderer(key_order=KEY_ORDER, drop_missing=True)
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -322,6 +322,25 @@ def test_time_spent_waiting_for_a_lane_is_told(
     assert told["total"] > 250 + told["decode"] + told["detect"] + told["classify"]
 
 
+def test_what_a_library_writes_past_the_log_is_a_line_of_it(
+    serve_engines: ServeEngines,
+    portrait_jpeg: bytes,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server = serve_engines(log_format="json")
+    spoilt = portrait_jpeg[:-2] + b"\x00" * 99 + portrait_jpeg[-2:]  # libjpeg warns of them
+
+    def told() -> list[str]:
+        records = (r for r in caplog.records if r.getMessage() == "an engine's library says")
+        return [vars(record)["line"] for record in records]
+
+    with server.client() as client:
+        assert client.post("/predict", content=spoilt, headers=JPEG).status_code == 200
+        wait_until(lambda: any("extraneous bytes" in line for line in told()))
+    assert "extraneous" not in capfd.readouterr().err
+
+
 def test_engine_that_cannot_be_started_again_is_tried_until_it_can(
     serve_engines: ServeEngines, portrait_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
