@@ -440,7 +440,10 @@ class Connection(HttpToolsProtocol):
         if len(others) >= 2 * self._limits.max_connections:
             # Of those that have their last reply, the one that has had it for longest.
             leaving = (c for c in others if c._leaving)
-            min(leaving, key=lambda c: c._waiting_since or now).transport.abort()
+            oldest = min(leaving, key=lambda c: c._waiting_since or now, default=self)
+            oldest.transport.abort()
+            if oldest is self:
+                return
         waiting = [c for c in staying if c._can_go(now)]
         if waiting:
             min(waiting, key=lambda c: c._waiting_since or now)._make_way()
