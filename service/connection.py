@@ -299,20 +299,14 @@ class Connection(HttpToolsProtocol):
         """The head is there: the app begins to work, or it waits for earlier requests."""
         if self.parser.should_upgrade():  # it comes again, see _go_on_without_upgrade
             return
-        if self._busy and len(self.pipeline) >= MAX_PIPELINED:
-            raise MalformedRequestError("Too many requests were sent before their answers.")
         if self._leaving:  # what came in the same piece as the bytes that ended it
             self._in_head = False
             return
         # The app minds how long a body takes; what is not read by then is discarded below.
         self._waiting_since, self._deadline = self.loop.time(), None
-        if len(self.url) > MAX_ADDRESS_BYTES:
-            self._refuse(HeadersTooLargeError("The address is too long."))
-            return
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
-            self._refuse(MalformedRequestError("There must be one Host header (RFC 9112, 3.2)."))
-            return
+        if (fault := self._fault_of_head()) is not None:
+            self._refuse(fault)
+            raise fault  # the parser goes no further
         if self._shedder is not None and not self._busy:
             refusal = self._shedder.refusal(self.parser.get_method(), self.url)
             if refusal is not None:
@@ -404,6 +398,17 @@ class Connection(HttpToolsProtocol):
         else:
             self.leave()
 
+    def _fault_of_head(self) -> ProblemError | None:
+        """What is wrong with a head that could be parsed."""
+        if self._busy and len(self.pipeline) >= MAX_PIPELINED:
+            return MalformedRequestError("Too many requests were sent before their answers.")
+        if len(self.url) > MAX_ADDRESS_BYTES:
+            return HeadersTooLargeError("The address is too long.")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            return MalformedRequestError("There must be one Host header (RFC 9112, 3.2).")
+        return None
+
     def _late_head(self) -> None:
         if self._busy:  # this head is behind a request that is being answered
             self._wait(self._limits.head_seconds, self._late_head)
@@ -415,7 +420,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ProblemError) -> None:
         """Answer in the app's place and end the connection."""
-        if self._leaving or self.transport.is_closing():
+        if self._leaving or self._broken is not None or self.transport.is_closing():
             return
         self._refusals.labels(error.slug).inc()
         if self._busy and (self._message_complete or self._in_head):

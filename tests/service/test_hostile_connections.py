@@ -347,6 +347,18 @@ def test_a_request_says_once_which_host_it_is_for(
         assert read_all(connection).startswith(f"HTTP/1.1 {status} ")
 
 
+def test_a_bad_head_behind_a_photo_leaves_the_photo_alone(
+    server: RunningServer, portrait_jpeg: bytes
+) -> None:
+    head = [f"Content-Length: {len(portrait_jpeg)}"]
+    bad = b"POST /predict HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"  # no host
+    with raw_request(server, head, portrait_jpeg + bad) as connection:
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 200 ")
+    assert reply.count("HTTP/1.1 ") == 1
+    assert '"faces_found":1' in reply
+
+
 def test_a_coding_that_is_not_undone_is_refused(server: RunningServer) -> None:
     head = ["Transfer-Encoding: gzip, chunked", "Connection: close"]
     with raw_request(server, head, b"5\r\nhello\r\n0\r\n\r\n") as connection:
