@@ -271,9 +271,6 @@ class Connection(HttpToolsProtocol):
         what follows for that protocol.
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        if method == b"CONNECT":
-            self._refuse(MalformedRequestError("This is no proxy: CONNECT is not served."))
-            return
         lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
@@ -297,8 +294,6 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there: the app begins to work, or it waits for earlier requests."""
-        if self.parser.should_upgrade():  # it comes again, see _go_on_without_upgrade
-            return
         if self._leaving:  # what came in the same piece as the bytes that ended it
             self._in_head = False
             return
@@ -307,6 +302,8 @@ class Connection(HttpToolsProtocol):
         if (fault := self._fault_of_head()) is not None:
             self._refuse(fault)
             raise fault  # the parser goes no further
+        if self.parser.should_upgrade():  # it comes again, see _go_on_without_upgrade
+            return
         if self._shedder is not None and not self._busy:
             refusal = self._shedder.refusal(self.parser.get_method(), self.url)
             if refusal is not None:
@@ -402,6 +399,8 @@ class Connection(HttpToolsProtocol):
         """What is wrong with a head that could be parsed."""
         if self._busy and len(self.pipeline) >= MAX_PIPELINED:
             return MalformedRequestError("Too many requests were sent before their answers.")
+        if self.parser.get_method() == b"CONNECT":
+            return MalformedRequestError("This is no proxy: CONNECT is not served.")
         if len(self.url) > MAX_ADDRESS_BYTES:
             return HeadersTooLargeError("The address is too long.")
         hosts = sum(name == b"host" for name, _ in self.headers)

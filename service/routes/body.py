@@ -123,10 +123,7 @@ def _check_head(headers: Headers, settings: Settings) -> None:
 
 def _check_length(headers: Headers, max_bytes: int) -> None:
     length = headers.get("content-length")
-    transfer = headers.get("transfer-encoding")
-    if transfer is not None and transfer.lower() != "chunked":
-        raise MalformedRequestError("Transfer-Encoding must be chunked, and nothing else.")
-    if length is None and transfer is None:
+    if length is None and "transfer-encoding" not in headers:
         length = "0"  # HTTP/1.1: neither header, no body
     if length is None:
         return
@@ -139,6 +136,8 @@ def _check_length(headers: Headers, max_bytes: int) -> None:
 
 
 def _check_encoding(headers: Headers) -> None:
+    if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+        raise MalformedRequestError("Transfer-Encoding must be chunked, and nothing else.")
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaTypeError("Content-Encoding must be absent: send the file as it is.")
@@ -220,12 +219,10 @@ async def _from_multipart(
     except MultiPartException as error:
         if parser.has_too_many_files:
             raise _too_many(most, hint) from error
-        hint = ""
+        detail = f"The multipart body is malformed. {error.message}"
         if error.message.startswith(TOO_LONG_FIELD):
-            hint = " An image needs a file name: without one, its part is a field of the form."
-        raise MalformedRequestError(
-            f"The multipart body is malformed. {error.message}{hint}"
-        ) from error
+            detail += " An image needs a file name: without one, its part is a field of the form."
+        raise MalformedRequestError(detail) from error
     try:
         uploads = [entry for entry in form.getlist(FIELD) if isinstance(entry, UploadFile)]
         _refuse_options(form)
