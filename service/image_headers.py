@@ -68,12 +68,14 @@ class ImageHeader:
 
     ``width`` and ``height`` are in pixels as stored (before EXIF rotation), None where Pillow reads
     them from the header without decoding; ``frames`` is None where Pillow knows it at no cost. At
-    most ``MAX_COUNTED_FRAMES`` frames are counted.
+    most ``MAX_COUNTED_FRAMES`` frames are counted. ``may_be_turned`` is false where nothing in a
+    JPEG could give it an orientation, neither Exif nor XMP.
     """
 
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    may_be_turned: bool = True
 
 
 def sniff_format(data: bytes) -> str | None:
@@ -90,7 +92,7 @@ def read_header(data: bytes, image_format: str) -> ImageHeader:
     announces more work than an honest file needs.
     """
     if image_format == "JPEG":
-        _check_jpeg(data)
+        return _jpeg_header(data)
     if image_format == "BMP":
         _check_bmp(data)
     if image_format == "GIF":
@@ -194,10 +196,12 @@ class _GifBlocks:
                 raise ValueError("too long GIF comments")
 
 
-def _check_jpeg(data: bytes) -> None:
+def _jpeg_header(data: bytes) -> ImageHeader:
     """Walk the segments before the first scan as Pillow does. Raises ValueError."""
     exif = []
+    may_be_turned = False
     for marker, segment in _jpeg_segments(data):
+        may_be_turned |= marker == _JPEG_APP1
         if marker == _JPEG_APP1 and segment.startswith(_EXIF):
             exif.append(segment[len(_EXIF) :])
             # Pillow joins them one by one: many small ones would keep it busy for minutes.
@@ -207,6 +211,7 @@ def _check_jpeg(data: bytes) -> None:
             check_directory(segment[len(_MPF) :])
     check_directory(b"".join(exif))
     _check_jpeg_scans(data)
+    return ImageHeader(may_be_turned=may_be_turned)
 
 
 def _scan_markers(data: bytes) -> int:

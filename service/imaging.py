@@ -21,6 +21,7 @@ from io import BytesIO
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
@@ -43,13 +44,6 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
 _STRIP_PIXELS = 1 << 20
 _JPEG_QUALITY = 90
-# Of a JPEG; the flag's other half, grey, is overruled by the colour asked for beside it.
-_REDUCED_FLAGS = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 # What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
@@ -196,21 +190,42 @@ def _decode(
     header = read_header(data, image_format)
     if header.width is not None and header.height is not None:
         _check_pixels(header.width, header.height, max_pixels)
+    if image_format == "JPEG" and (size := _jpeg_size(data)) is not None:
+        _check_pixels(*size, max_pixels)
+        orientation = _jpeg_orientation(data) if header.may_be_turned else 1
+        if admit is not None:
+            admit(size[0] * size[1])
+        reduction = _reduction(max(size), enough)
+        if (pixels := _decode_jpeg(data, size, reduction)) is not None:
+            return _upright(pixels, image_format, orientation, size, reduction=reduction)
+        admit = None  # it was asked
     with Image.open(BytesIO(data), formats=[image_format]) as image:
         _check_pixels(image.width, image.height, max_pixels)
         _check_tile(image, max_pixels)
         if admit is not None:
             admit(image.width * image.height)
         frames = header.frames or _frame_count(image, image_format)
-        reduction = _reduction(max(image.size), enough) if image_format == "JPEG" else 1
-        pixels = _decode_directly(data, image, frames, reduction)
+        pixels = _decode_webp(data, image, frames)
         if pixels is None:
-            reduction, pixels = 1, _decode_in_strips(image)
-        stored = (image.height, image.width)
+            pixels = _decode_in_strips(image)
+        stored = (image.width, image.height)
         # Last, because a PNG may carry its EXIF after the pixels, and because loading a TIFF turns
         # it upright and takes the tag away.
         orientation = _orientation(image)
-    size = stored[::-1] if orientation >= 5 else stored
+    return _upright(pixels, image_format, orientation, stored, frames=frames)
+
+
+def _upright(
+    pixels: NDArray[np.uint8],
+    image_format: str,
+    orientation: int,
+    stored: tuple[int, int],
+    *,
+    frames: int = 1,
+    reduction: int = 1,
+) -> DecodedImage:
+    """The image of pixels as they are stored, in a file of (width, height)."""
+    size = stored if orientation >= 5 else stored[::-1]
     return DecodedImage(_turn_upright(pixels, orientation), image_format, frames, reduction, size)
 
 
@@ -241,26 +256,42 @@ def _frame_count(image: Image.Image, image_format: str) -> int:
     return 1 if image_format == "JPEG" else int(getattr(image, "n_frames", 1))
 
 
-def _decode_directly(
-    data: bytes, image: Image.Image, frames: int, reduction: int
-) -> NDArray[np.uint8] | None:
-    """Decode straight into [H, W, 3] where OpenCV does exactly what Pillow would.
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG in RGB, YCbCr or grey; None of what only Pillow reads."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in ("RGB", "YCbCr", "Gray") else None
 
-    A JPEG comes out reduced, its sides rounded up.
 
-    Pillow keeps four bytes a pixel and copies them out: more memory and time in the most common
-    case. None sends the image to Pillow: another kind, or broken bytes, for which Pillow has the
-    better words.
+def _jpeg_orientation(data: bytes) -> int:
+    with Image.open(BytesIO(data), formats=["JPEG"]) as image:
+        return _orientation(image)
+
+
+def _decode_jpeg(data: bytes, size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """Decode a JPEG straight into [H, W, 3] RGB, its sides reduced and rounded up.
+
+    The same pixels as Pillow's, which keeps four bytes a pixel and copies them out: more memory and
+    time in the most common case. None sends the image to Pillow, which has the better words for
+    what is broken, and reads on where that can be borne.
     """
-    plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    plain_webp = image.format == "WEBP" and image.mode == "RGB" and frames == 1
-    if not (plain_jpeg or plain_webp):
+    width, height = (-(-side // reduction) for side in size)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+    except ValueError:
+        return None
+    return np.asarray(pixels, np.uint8) if pixels.shape == (height, width, 3) else None
+
+
+def _decode_webp(data: bytes, image: Image.Image, frames: int) -> NDArray[np.uint8] | None:
+    """As _decode_jpeg, for an opaque WebP that does not move; None for all else."""
+    if image.format != "WEBP" or image.mode != "RGB" or frames != 1:
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    flags |= _REDUCED_FLAGS[reduction]
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    expected = (-(-image.height // reduction), -(-image.width // reduction), 3)
-    if pixels is None or pixels.shape != expected:
+    if pixels is None or pixels.shape != (image.height, image.width, 3):
         return None
     return np.asarray(pixels, np.uint8)
 

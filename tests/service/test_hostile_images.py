@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import cv2
 import pytest
+import simplejpeg
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from service.errors import ImageTooLargeError, InvalidImageError
@@ -28,6 +29,7 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a decoder was called")
 
     monkeypatch.setattr(cv2, "imdecode", refuse)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
     monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
     monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", refuse)
 

@@ -319,6 +319,26 @@ def test_a_reduced_jpeg_is_the_same_picture(orientation: int, enough: int) -> No
     assert np.abs(shared - small[2 : height - 2, 2 : width - 2]).mean() < 8
 
 
+def test_orientation_that_xmp_alone_gives_is_followed() -> None:
+    described = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF'
+        ' xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
+        ' xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    data = encoded(rgb(64, 48), "JPEG", xmp=described.encode())
+    assert decode_image(data, LIMITS).pixels.shape == (48, 64, 3)
+
+
+def test_a_jpeg_that_only_pillow_reads_is_admitted_once() -> None:
+    whole = encoded(rgb(64, 48), "JPEG")
+    end = whole.rindex(b"\xff\xd9")
+    junk = whole[:end] + bytes(20) + whole[end:]  # libjpeg warns of it
+    admitted: list[int] = []
+    decoded = decode_image(junk, LIMITS, admit=admitted.append)
+    assert np.array_equal(decoded.pixels, decode_image(whole, LIMITS).pixels)
+    assert admitted == [64 * 48]
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_video_behind_the_photo_is_no_part_of_it(progressive: bool) -> None:
     """Phones append one; its bytes look like all that a JPEG can hold."""

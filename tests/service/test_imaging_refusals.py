@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from service.errors import (
@@ -173,10 +173,10 @@ def test_images_without_pixels_are_invalid() -> None:
 
 
 def test_running_out_of_memory_is_a_refusal_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cv2, "imdecode", no_memory)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", no_memory)
     with pytest.raises(ImageTooLargeError, match="not enough memory"):
         decode_image(encoded(rgb(), "JPEG"), LIMITS)
 
