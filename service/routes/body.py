@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import pybase64
 from pydantic import ValidationError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import (
     EmptyBodyError,
@@ -23,19 +21,16 @@ from service.errors import (
     PayloadTooLargeError,
     RequestError,
     SlowRequestError,
-    TooManyImagesError,
     UnsupportedMediaTypeError,
 )
 from service.json_bodies import check_json
 from service.problems import field_problem
+from service.routes.multipart import FormFiles, too_many_images
 from service.schemas import PredictBatchJson, PredictJson, PredictOptions
 from service.settings import Settings
 from service.state import ServiceState
 
 FIELD = "file"
-MAX_OTHER_FIELDS = 8
-MAX_OTHER_FIELD_BYTES = 4096
-TOO_LONG_FIELD = "Part exceeded maximum size"  # how Starlette says so
 ACCEPTED = "multipart/form-data, application/json or image/*"
 OPTIONS = frozenset(field.alias or name for name, field in PredictOptions.model_fields.items())
 HINT = "; several go to /predict/batch"
@@ -50,19 +45,15 @@ async def read_photo(request: Request, service: ServiceState, take: Callable[[in
     InvalidOptionError, OverloadedError, PayloadTooLargeError, SlowRequestError,
     UnsupportedMediaTypeError and ClientDisconnect.
     """
-    settings = service.settings
-    _check_head(request.headers, settings)
+    _check_head(request.headers, service.settings)
     kind = _kind(request.headers)
-    chunks = _limited(request, settings, take)
-    async with _in_time(settings):
-        if kind == "multipart/form-data":
-            return (await _from_multipart(request.headers, chunks, most=1, hint=HINT))[0]
-        if kind == "application/json":
-            body = await _join(chunks)
-        elif kind.startswith("image/"):
-            return await _join(chunks)
-        else:
-            raise _unsupported(kind, ACCEPTED)
+    if kind == "multipart/form-data":
+        return (await _from_multipart(request, service, take, most=1, hint=HINT))[0]
+    if kind.startswith("image/"):
+        return await _whole(request, service, take)
+    if kind != "application/json":
+        raise _unsupported(kind, ACCEPTED)
+    body = await _whole(request, service, take)
     return await asyncio.get_running_loop().run_in_executor(service.pool, _from_json, body)
 
 
@@ -78,13 +69,11 @@ async def read_photos(
     most = min(settings.max_batch_images, settings.max_in_flight_images)
     _check_head(request.headers, settings)
     kind = _kind(request.headers)
-    chunks = _limited(request, settings, take)
-    async with _in_time(settings):
-        if kind == "multipart/form-data":
-            return await _from_multipart(request.headers, chunks, most=most)
-        if kind != "application/json":
-            raise _unsupported(kind, ACCEPTED_BATCH)
-        body = await _join(chunks)
+    if kind == "multipart/form-data":
+        return await _from_multipart(request, service, take, most=most)
+    if kind != "application/json":
+        raise _unsupported(kind, ACCEPTED_BATCH)
+    body = await _whole(request, service, take)
     parse = partial(_many_from_json, body, most)
     return await asyncio.get_running_loop().run_in_executor(service.pool, parse)
 
@@ -92,19 +81,7 @@ async def read_photos(
 async def read_body(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
     """The whole body, of whatever type, under the limits of `read_photo`."""
     _check_head(request.headers, service.settings)
-    async with _in_time(service.settings):
-        return await _join(_limited(request, service.settings, take))
-
-
-@asynccontextmanager
-async def _in_time(settings: Settings) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(settings.body_timeout_ms / 1000):
-            yield
-    except TimeoutError as error:
-        raise SlowRequestError(
-            f"The body did not arrive within {settings.body_timeout_ms} ms."
-        ) from error
+    return await _whole(request, service, take)
 
 
 def _kind(headers: Headers) -> str:
@@ -143,96 +120,63 @@ def _check_encoding(headers: Headers) -> None:
         raise UnsupportedMediaTypeError("Content-Encoding must be absent: send the file as it is.")
 
 
-async def _limited(
-    request: Request, settings: Settings, take: Callable[[int], None]
-) -> AsyncGenerator[bytes, None]:
-    """The body's chunks; the Content-Length may be absent, so they are counted as they come."""
-    received = 0
-    chunks = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(settings.stall_timeout_ms / 1000):
-                chunk = await anext(chunks, None)
-        except TimeoutError as error:
-            raise SlowRequestError(
-                f"Nothing came of the body for {settings.stall_timeout_ms} ms."
-            ) from error
-        if chunk is None:
-            return
-        received += len(chunk)
-        if received > settings.max_body_bytes:
-            raise PayloadTooLargeError(f"The body has more than {settings.max_body_bytes} bytes.")
-        take(len(chunk))
-        yield chunk
+async def _receive(
+    request: Request, settings: Settings, take: Callable[[int], None], put: Callable[[bytes], None]
+) -> None:
+    """Give `put` the pieces of the body; the Content-Length may be absent, so they are counted."""
+    now = asyncio.get_running_loop().time
+    end = now() + settings.body_timeout_ms / 1000
+    received, more = 0, True
+    try:
+        async with asyncio.timeout_at(end) as limit:
+            while more:
+                limit.reschedule(min(end, now() + settings.stall_timeout_ms / 1000))
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                piece, more = message.get("body", b""), message.get("more_body", False)
+                received += len(piece)
+                if received > settings.max_body_bytes:
+                    raise PayloadTooLargeError(
+                        f"The body has more than {settings.max_body_bytes} bytes."
+                    )
+                take(len(piece))
+                put(piece)
+    except TimeoutError as error:
+        raise SlowRequestError(
+            f"The body did not arrive within {settings.body_timeout_ms} ms."
+            if now() >= end
+            else f"Nothing came of the body for {settings.stall_timeout_ms} ms."
+        ) from error
 
 
-async def _join(chunks: AsyncGenerator[bytes, None]) -> bytes:
-    body = b"".join([chunk async for chunk in chunks])
+async def _whole(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
+    pieces: list[bytes] = []
+    await _receive(request, service.settings, take, pieces.append)
+    body = b"".join(pieces)
     if not body:
         raise EmptyBodyError("The body is empty; send an image file.")
     return body
 
 
-class _InMemoryParser(MultiPartParser):
-    """Keeps uploads in memory: photos never touch the disk, and the body's limit bounds them."""
-
-    spool_max_size = 0  # SpooledTemporaryFile: no size at which it moves to the disk
-
-    def __init__(
-        self, headers: Headers, chunks: AsyncGenerator[bytes, None], max_files: int
-    ) -> None:
-        super().__init__(
-            headers,
-            self._until_closed(chunks),
-            max_files=max_files,
-            max_fields=MAX_OTHER_FIELDS,
-            max_part_size=MAX_OTHER_FIELD_BYTES,
-        )
-        self._closed = False
-
-    @property
-    def has_too_many_files(self) -> bool:
-        """Whether that is what parse() ended with."""
-        return self._current_files > self.max_files
-
-    def on_end(self) -> None:
-        """Called at the closing boundary."""
-        self._closed = True
-
-    async def _until_closed(
-        self, chunks: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
-        async for chunk in chunks:
-            yield chunk
-        # The parser has taken the last chunk, and does not mind a missing boundary itself.
-        if not self._closed:
-            raise MultiPartException("It ends before its closing boundary.")
-
-
 async def _from_multipart(
-    headers: Headers, chunks: AsyncGenerator[bytes, None], *, most: int, hint: str = ""
+    request: Request,
+    service: ServiceState,
+    take: Callable[[int], None],
+    *,
+    most: int,
+    hint: str = "",
 ) -> list[bytes]:
     """The files in the field FIELD: one or more, in order."""
-    parser = _InMemoryParser(headers, chunks, most)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if parser.has_too_many_files:
-            raise _too_many(most, hint) from error
-        detail = f"The multipart body is malformed. {error.message}"
-        if error.message.startswith(TOO_LONG_FIELD):
-            detail += " An image needs a file name: without one, its part is a field of the form."
-        raise MalformedRequestError(detail) from error
-    try:
-        uploads = [entry for entry in form.getlist(FIELD) if isinstance(entry, UploadFile)]
-        _refuse_options(form)
-        if not uploads:
-            raise MissingImageError(
-                f"The form needs a field {FIELD!r} that holds an image file, with a file name."
-            )
-        return [await upload.read() for upload in uploads]
-    finally:
-        await form.close()
+    form = FormFiles(request.headers["content-type"], FIELD, most=most, hint=hint)
+    await _receive(request, service.settings, take, form.write)
+    files = form.finish()
+    _refuse_options(form.names)
+    if not files:
+        raise MissingImageError(
+            f"The form needs a field {FIELD!r} that holds an image file, with a file name."
+        )
+    return files
 
 
 def _refuse_options(names: Iterable[str]) -> None:
@@ -241,11 +185,6 @@ def _refuse_options(names: Iterable[str]) -> None:
         raise InvalidOptionError(
             f"Options go into the address, not into the body: ?{misplaced[0]}=...", misplaced[0]
         )
-
-
-def _too_many(most: int, hint: str = "") -> TooManyImagesError:
-    photos = "photo" if most == 1 else "photos"
-    return TooManyImagesError(f"At most {most} {photos} can be sent in one call{hint}.")
 
 
 def _from_json(body: bytes) -> bytes:
@@ -266,7 +205,7 @@ def _many_from_json(body: bytes, most: int) -> list[bytes | InvalidImageError]:
     if not texts:
         raise MissingImageError("images: the list is empty.")
     if len(texts) > most:
-        raise _too_many(most)
+        raise too_many_images(most)
     return [_decoded_or_error(text) for text in texts]
 
 
