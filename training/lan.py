@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.backbones import Backbone
 
@@ -109,6 +110,8 @@ class Lan(nn.Module):
             weight_o, weight_a = self.classifier.weight.chunk(2, dim=1)
         elif self.fusion == "mean":
             weight_o = weight_a = self.classifier.weight / 2
-        score_o = torch.einsum("kc,nchw->nkhw", weight_o, feature_map)
-        score_a = torch.einsum("kc,nchw->nkhw", weight_a, feature_map)
+        score_o, score_a = (
+            functional.conv2d(feature_map, weight[:, :, None, None])
+            for weight in (weight_o, weight_a)
+        )
         return score_o, score_a * attention.unsqueeze(1)

@@ -152,6 +152,7 @@ def _fill(network: Lan, graph: onnx.GraphProto) -> None:
     normalised = dict(_folded(network))
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     nodes = [node for node in graph.node if node.op_type == "Conv"]
+    nodes, evidence = nodes[: len(convolutions)], nodes[len(convolutions) :]
     for conv, node in zip(convolutions, nodes, strict=True):
         _copy(conv.weight, arrays[node.input[1]])
         if bn := normalised.get(conv):
@@ -162,7 +163,9 @@ def _fill(network: Lan, graph: onnx.GraphProto) -> None:
     for conv, prelu in _activated(network):
         slope = _slope(by_convolution[conv].output[0], graph, arrays)
         _copy(prelu.weight, np.broadcast_to(slope.reshape(-1), prelu.weight.shape))
-    _copy(network.classifier.weight, arrays["network.classifier.weight"])
+    scores = [arrays[node.input[1]][:, :, 0, 0] for node in evidence]  # of F_o, and of F_a if apart
+    weight = np.concatenate(scores, 1) if network.fusion == "concat" else scores[0]
+    _copy(network.classifier.weight, 2 * weight if network.fusion == "mean" else weight)
     _copy(network.classifier.bias, arrays["network.classifier.bias"])
 
 
