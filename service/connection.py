@@ -28,6 +28,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID_HEADER, request_id_of
+from service.plain_heads import PlainHead
 from service.prepared import PreparedReply
 from service.settings import Settings
 from service.shedding import Shedder
@@ -169,6 +170,7 @@ class Connection(HttpToolsProtocol):
         self._message_complete = True
         self._bytes_beside_body = 0
         self._body_bytes = 0
+        self._unwanted = 0  # bytes still to come of a body that was turned away unparsed
         self._broken: ProblemError | None = None
         self._unsent = 0
         self._moved_at = self.loop.time()
@@ -245,12 +247,43 @@ class Connection(HttpToolsProtocol):
         """Bytes from the client."""
         if self._leaving or self._broken is not None:
             return
+        if self._shedder is not None and not (data := self._shed(self._shedder, data)):
+            return
         self._bytes_beside_body += len(data)
         self._feed(data)
         if self._bytes_beside_body > self._limits.max_head_bytes and self._in_head:
             self._refuse(HeadersTooLargeError("The headers do not end."))
         elif self._bytes_beside_body > MAX_FRAMING_BYTES:
             self._refuse(MalformedRequestError("The body comes in chunks that are too small."))
+
+    def _shed(self, shedder: Shedder, data: bytes) -> bytes:
+        """Turn photos away for which there is no room, unparsed; what of the bytes is left."""
+        while data:
+            head_bytes = 0
+            if not self._unwanted:
+                if (refused := self._refusable(shedder, data)) is None:
+                    return data
+                plain, reply = refused
+                head_bytes, self._unwanted = plain.head_bytes, plain.body_bytes
+                self._message_complete = False
+                self._answer_at_once(reply, request_id_of(None), stays=True)
+            taken = min(len(data) - head_bytes, self._unwanted)
+            self._unwanted -= taken
+            data = data[head_bytes + taken :]
+            if not self._unwanted:
+                self._message_complete = True
+                self._wait(self._limits.idle_seconds, self.leave)
+        return data
+
+    def _refusable(self, shedder: Shedder, data: bytes) -> tuple[PlainHead, PreparedReply] | None:
+        """The request that `data` begins with, and the answer, where it is turned away unparsed."""
+        if not shedder.is_shedding or not self._message_complete or self._busy or self._draining:
+            return None
+        plain = PlainHead.of(data)
+        if plain is None or plain.body_bytes > self._limits.max_body_bytes:
+            return None
+        reply = shedder.refusal(b"POST", plain.url)
+        return None if reply is None else (plain, reply)
 
     def _feed(self, data: bytes) -> None:
         """What uvicorn does with bytes, but that no client is let into another protocol."""
@@ -308,7 +341,12 @@ class Connection(HttpToolsProtocol):
             refusal = self._shedder.refusal(self.parser.get_method(), self.url)
             if refusal is not None:
                 self._in_head = False
-                self._answer_at_once(refusal)
+                given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
+                # A client that waits for "100 Continue" may send its body after a refusal, or not.
+                stays = self.parser.should_keep_alive() and not (
+                    self.expect_100_continue or self._draining
+                )
+                self._answer_at_once(refusal, request_id_of(given.decode("latin-1")), stays=stays)
                 return
         super().on_headers_complete()  # raises where the address can't be read
         self._in_head = False
@@ -379,17 +417,13 @@ class Connection(HttpToolsProtocol):
         self._seen_late = False
         self._on_late = on_late
 
-    def _answer_at_once(self, reply: PreparedReply) -> None:
+    def _answer_at_once(self, reply: PreparedReply, request_id: str, *, stays: bool) -> None:
         """Answer a request's head in the app's place; the body that follows is discarded."""
-        given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
-        request_id = request_id_of(given.decode("latin-1"))
-        # A client that waits for "100 Continue" may send its body after a refusal, or not.
-        stays = (
-            self.parser.should_keep_alive() and not self.expect_100_continue and not self._draining
-        )
-        self.cycle = _Answered()  # type: ignore[assignment]
+        if not isinstance(self.cycle, _Answered):
+            self.cycle = _Answered()  # type: ignore[assignment]
         dated = self.server_state.default_headers
-        self._replies.write(reply.to(request_id, dated, close=not stays))
+        self._replies.flush()  # of earlier requests
+        self.transport.write(reply.to(request_id, dated, close=not stays))
         if stays:
             self._wait(self._limits.stall_seconds, self.leave)
         else:
@@ -403,7 +437,7 @@ class Connection(HttpToolsProtocol):
             return MalformedRequestError("This is no proxy: CONNECT is not served.")
         if len(self.url) > MAX_ADDRESS_BYTES:
             return HeadersTooLargeError("The address is too long.")
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             return MalformedRequestError("There must be one Host header (RFC 9112, 3.2).")
         return None

@@ -34,6 +34,11 @@ class Shedder:
         self._unlogged = 0
         self._logged_at = -LOG_EVERY_SECONDS
 
+    @property
+    def is_shedding(self) -> bool:
+        """Whether photos are turned away now."""
+        return self._lifecycle.is_full
+
     def refusal(self, method: bytes, url: bytes) -> PreparedReply | None:
         """What to answer this request with at once, and it is counted; None: go on."""
         if method != b"POST" or not self._lifecycle.is_full:

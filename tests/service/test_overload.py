@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -71,6 +73,46 @@ def test_photos_turned_away_are_counted_and_logged_together(
     assert 'lan_fer_problems_total{problem="overloaded"} 3.0' in metrics
     # All three are logged, in one line or in several.
     wait_until(lambda: turned_away(caplog) == 3)
+    held.gate.set()
+    assert first().status_code == 200
+
+
+def test_photos_turned_away_on_one_connection_leave_it_in_order(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    """Whether their heads are parsed or not, whole or in pieces, and whatever follows them."""
+    server = serve_held(max_in_flight_images=1)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    plain = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n" + bytes(70_000)
+    parsed = plain.replace(b"Host", b"X-Request-ID: mine\r\nHost")
+    health = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    requests = [plain, parsed, plain, health, plain, parsed, health]
+    sent = b"".join(requests)
+    with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+        for start in range(0, len(sent), 30_011):
+            connection.sendall(sent[start : start + 30_011])
+            time.sleep(0.002)
+        replies = b""
+        while replies.count(b"HTTP/1.1 ") < len(requests):
+            replies += connection.recv(65536) or pytest.fail("the connection has ended")
+    statuses = [int(reply[:3]) for reply in replies.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [429, 429, 429, 200, 429, 429, 200]
+    assert replies.count(b"x-request-id: mine") == 2
+    held.gate.set()
+    assert first().status_code == 200
+
+
+def test_body_that_is_turned_away_may_not_stall(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    server = serve_held(max_in_flight_images=1, stall_timeout_ms=300)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    with raw_request(server, ["Content-Length: 1000"]) as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429 ")
+        connection.sendall(b"x" * 10)
+        assert connection.recv(65536) == b""
     held.gate.set()
     assert first().status_code == 200
 
