@@ -6,6 +6,7 @@ import asyncio
 import binascii
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from io import BytesIO
 
 import pybase64
 from pydantic import ValidationError
@@ -121,7 +122,10 @@ def _check_encoding(headers: Headers) -> None:
 
 
 async def _receive(
-    request: Request, settings: Settings, take: Callable[[int], None], put: Callable[[bytes], None]
+    request: Request,
+    settings: Settings,
+    take: Callable[[int], None],
+    put: Callable[[bytes], object],
 ) -> None:
     """Give `put` the pieces of the body; the Content-Length may be absent, so they are counted."""
     now = asyncio.get_running_loop().time
@@ -151,10 +155,9 @@ async def _receive(
 
 
 async def _whole(request: Request, service: ServiceState, take: Callable[[int], None]) -> bytes:
-    pieces: list[bytes] = []
-    await _receive(request, service.settings, take, pieces.append)
-    body = b"".join(pieces)
-    if not body:
+    kept = BytesIO()
+    await _receive(request, service.settings, take, kept.write)
+    if not (body := kept.getvalue()):
         raise EmptyBodyError("The body is empty; send an image file.")
     return body
 

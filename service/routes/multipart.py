@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from typing import TYPE_CHECKING
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import MalformedRequestError, TooManyImagesError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MAX_OTHER_FIELDS = 8
 MAX_OTHER_FIELD_BYTES = 4096
 
 
 class FormFiles:
-    """Takes a body piece by piece; photos never touch the disk, and the body's limit bounds them.
-
-    `names` are those of all fields so far.
-    """
+    """Takes a body piece by piece. Photos never touch the disk; the body's limit bounds them."""
 
     def __init__(self, content_type: str, field: str, *, most: int, hint: str = "") -> None:
         """Files in `field` are kept; more than `most` in the form are refused, with this hint.
 
         Raises MalformedRequestError where the header names no boundary.
         """
-        self.names: set[str] = set()
-        self._field = field
-        self._most, self._hint = most, hint
-        self._files: list[bytes] = []
-        self._parts = {"file": 0, "field": 0}
-        self._is_whole = False
-        self._begin_part()
+        # Apart from the parser that calls it: in a ring, a photo would stay until it is collected.
+        self._parts = _Parts(field, most, hint)
         _, parameters = parse_options_header(content_type)
         try:
-            self._parser = MultipartParser(
-                parameters[b"boundary"],
-                {
-                    "on_part_begin": self._begin_part,
-                    "on_header_field": self._take_header_name,
-                    "on_header_value": self._take_header_value,
-                    "on_header_end": self._end_header,
-                    "on_headers_finished": self._end_headers,
-                    "on_part_data": self._take_data,
-                    "on_part_end": self._end_part,
-                    "on_end": self._end,
-                },
-            )
+            self._parser = MultipartParser(parameters[b"boundary"], self._parts.callbacks())
         except KeyError as error:
             raise _malformed("Its Content-Type names no boundary.") from error
         except FormParserError as error:
             raise _malformed("Its boundary is too long.") from error
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all fields so far."""
+        return self._parts.names
 
     def write(self, piece: bytes) -> None:
         """Take the next bytes. Raises MalformedRequestError and TooManyImagesError."""
@@ -58,15 +49,38 @@ class FormFiles:
 
     def finish(self) -> list[bytes]:
         """The files, in order. Raises MalformedRequestError where the body is cut."""
-        if not self._is_whole:  # the parser does not mind
+        if not self._parts.are_whole:  # the parser does not mind
             raise _malformed("It ends before its closing boundary.")
-        return self._files
+        return self._parts.files
 
-    # --- the parser's events ----------------------------------------------------------------
 
-    def _begin_part(self) -> None:
+class _Parts:
+    """What the parser tells of a form."""
+
+    def __init__(self, field: str, most: int, hint: str) -> None:
+        self.names: set[str] = set()
+        self.files: list[bytes] = []
+        self.are_whole = False
+        self._field = field
+        self._most, self._hint = most, hint
+        self._file_count = self._other_count = 0
+        self._begin()
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._take_header_name,
+            "on_header_value": self._take_header_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._take_data,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
         self._header_name = self._header_value = self._disposition = b""
-        self._pieces: list[memoryview] = []
+        self._kept = BytesIO()  # gives what it holds without a copy
         self._is_file = self._is_kept = False
         self._bytes = 0
 
@@ -89,16 +103,16 @@ class FormFiles:
         self.names.add(name)
         self._is_file = b"filename" in parameters
         self._is_kept = self._is_file and name == self._field
-        kind = "file" if self._is_file else "field"
-        self._parts[kind] += 1
-        if self._parts["file"] > self._most:
+        self._file_count += self._is_file
+        self._other_count += not self._is_file
+        if self._file_count > self._most:
             raise too_many_images(self._most, self._hint)
-        if self._parts["field"] > MAX_OTHER_FIELDS:
+        if self._other_count > MAX_OTHER_FIELDS:
             raise _malformed(f"It has more than {MAX_OTHER_FIELDS} fields that are no files.")
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_kept:
-            self._pieces.append(memoryview(data)[start:end])
+            self._kept.write(memoryview(data)[start:end])
         self._bytes += end - start
         if not self._is_file and self._bytes > MAX_OTHER_FIELD_BYTES:
             raise _malformed(
@@ -108,11 +122,10 @@ class FormFiles:
 
     def _end_part(self) -> None:
         if self._is_kept:
-            self._files.append(b"".join(self._pieces))
-            self._pieces.clear()
+            self.files.append(self._kept.getvalue())
 
     def _end(self) -> None:
-        self._is_whole = True
+        self.are_whole = True
 
 
 def too_many_images(most: int, hint: str = "") -> TooManyImagesError:
