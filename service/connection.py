@@ -282,7 +282,7 @@ class Connection(HttpToolsProtocol):
         plain = PlainHead.of(data)
         if plain is None or plain.body_bytes > self._limits.max_body_bytes:
             return None
-        reply = shedder.refusal(b"POST", plain.url)
+        reply = shedder.refusal(b"POST", plain.path)
         return None if reply is None else (plain, reply)
 
     def _feed(self, data: bytes) -> None:

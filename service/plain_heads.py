@@ -27,7 +27,8 @@ _ONCE = (b"\r\nhost:", b"\r\ncontent-length:")
 class PlainHead(NamedTuple):
     """The head of a POST with a body of known length, and nothing else to mind."""
 
-    url: bytes
+    path: bytes
+    """Without the options behind it."""
     head_bytes: int
     body_bytes: int
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from service.contract import parse_contract
 from service.errors import ServiceError
 from training.backbones import CheckpointError, load_backbone
-from training.export import TOLERANCE, LanForExport, largest_difference
+from training.export import TOLERANCE, largest_difference
 from training.lan import Lan
 
 Array = NDArray[np.float32]
@@ -62,7 +62,7 @@ def recover(path: Path) -> RecoveredModel:
         _fill(network, model.graph)
     except (LookupError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: another network than its contract says") from error
-    difference = largest_difference(LanForExport(network), path, contract.input_size)
+    difference = largest_difference(network, path, contract.input_size)
     if not difference <= TOLERANCE:
         raise CheckpointError(f"{path}: taken back, its answers differ by {difference:.2g}")
     return RecoveredModel(network, contract.labels, contract.backbone, contract.fusion)

@@ -59,7 +59,7 @@ def test_what_the_header_lacks_is_said(content_type: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"no boundary at all", "can't be told apart|closing boundary"),
+        (b"no boundary at all", "can't be told apart"),
         (part("file", PHOTO), "closing boundary"),
         (b"--limit; 1\r\nContent-Disposition: form-data\r\n\r\nx", "names no field"),
         (b"--limit; 1\r\nContent-Type: image/jpeg\r\n\r\nx", "names no field"),

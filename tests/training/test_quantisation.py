@@ -124,6 +124,16 @@ def test_files_without_such_prelus_stay_as_they_are(
     assert prelus_as_maxima(model) == model
 
 
+def test_a_prelu_that_others_read_too_stays(tmp_path: Path) -> None:
+    model = onnx.load(exported(real_lan(), tmp_path / "lan.onnx"))
+    [last] = [n for n in model.graph.node if n.name.endswith("conv_6sep/prelu/Add")]
+    wanted = onnx.helper.make_tensor_value_info(last.output[0], onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(wanted)
+    maxima = prelus_as_maxima(model)
+    assert operations(maxima).count("Max") == 32
+    assert last in maxima.graph.node
+
+
 def test_the_model_given_stays_as_it_was(tmp_path: Path) -> None:
     model = onnx.load(exported(real_lan(), tmp_path / "lan.onnx"))
     before = model.SerializeToString()
