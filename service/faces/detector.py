@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.errors import InferenceError, ModelContractError
 from service.faces.looks import (
     CANVAS_SIZES,
+    DOUBT_SCORE,
     FACE_MIN_IOU,
     SMALL_FACE,
     SMALL_FACE_MIN_SCORE,
@@ -189,6 +190,7 @@ def decode(raw: RawDetections, look: Look, min_score: float | None = None) -> Fo
         return Found(tuple(faces))
     unsure = [f for f in faces if doubtful <= f.score < SURE_SCORE and longer_side(f) < UNSURE_FACE]
     low = in_range & ~wanted & (seen.scores >= doubtful)
+    low &= (seen.longer < SMALL_FACE) | (seen.scores >= DOUBT_SCORE)
     others = seen.best(low & ~seen.inside(faces)) if low.any() else []
     return Found(tuple(faces), (*unsure, *others))
 

@@ -25,8 +25,10 @@ Region = tuple[int, int, int, int]
 FIRST_CANVASES = ((160, 256), (256, 160), (192, 256), (256, 192), (256, 256))
 MIDDLE_CANVASES = ((384, 640), (640, 384), (480, 640), (640, 480), (640, 640))
 TILES = ((544, 704), (704, 544))
-# One face, or a doubt, by itself; a small picture, or a large doubt.
-FACE_CANVAS, SQUARE = (192, 192), (320, 320)
+# One face, or a doubt, by itself; a large doubt (a canvas that other looks have, too).
+FACE_CANVAS, LARGE_FACE_CANVAS = (192, 192), (256, 256)
+# A small picture.
+SQUARE = (320, 320)
 SMALLEST_CANVAS = (160, 160)
 CANVAS_SIZES = (*FIRST_CANVASES, *MIDDLE_CANVASES, *TILES, FACE_CANVAS, SQUARE, SMALLEST_CANVAS)
 TILE_OVERLAP = 64
@@ -52,7 +54,7 @@ MIN_SCORE = 0.7
 # Faces below so many canvas pixels are looked at more closely, and call for a search for others.
 SMALLEST_SURE_FACE = 32
 # Scores between these are a doubt. Where the photo is drawn smallest, faces that are too small to
-# count score less.
+# count score less; of what is large there and scores below 0.1, 1 in 20 was a face.
 DOUBT_SCORE, SURE_SCORE = 0.1, 0.9
 FIRST_DOUBT_SCORE = 0.05
 # What was looked at by itself, larger, and scores less is settled.
@@ -285,18 +287,19 @@ def _framed_look(long_side: int, side: int, canvas: tuple[int, int], min_score: 
 
 
 def _spots(doubts: Sequence[Face], like: Look, height: int, width: int) -> tuple[Look, ...]:
-    """At the scale of `like`, each doubt on a canvas of its own, or together with one before it."""
+    """Each doubt on a canvas of its own, or together with one before it.
+
+    At the scale of `like`, or as large as the canvas holds.
+    """
     spots: list[Look] = []
     for doubt in sorted(doubts, key=lambda doubt: doubt.score, reverse=True):
         if not any(_shows_well(spot, doubt, height, width) for spot in spots):
-            small = longer_side(doubt) * like.scale <= SPOT_FILL * FACE_CANVAS[0]
-            canvas = FACE_CANVAS if small else SQUARE
-            region = _region_around(doubt, canvas[0] / like.scale, height, width)
-            spots.append(
-                replace(
-                    like, canvas=canvas, region=region, doubt_score=SPOT_DOUBT_SCORE, alone=True
-                )
-            )
+            side = longer_side(doubt) / SPOT_FILL
+            canvas = FACE_CANVAS if side * like.scale <= FACE_CANVAS[0] else LARGE_FACE_CANVAS
+            scale = min(like.scale, canvas[0] / side)
+            region = _region_around(doubt, canvas[0] / scale, height, width)
+            spot = replace(like, canvas=canvas, scale=scale, region=region)
+            spots.append(replace(spot, doubt_score=SPOT_DOUBT_SCORE, alone=True))
             if len(spots) > MOST_SPOTS:
                 break
     return tuple(spots)

@@ -25,11 +25,13 @@ from service.faces.detector import (
 )
 from service.faces.looks import (
     CANVAS_SIZES,
+    FIRST_DOUBT_SCORE,
     MAX_ENLARGEMENT,
     Found,
     Look,
     Round,
     fitting_canvas,
+    longer_side,
     plan_rounds,
 )
 from service.runtime import SessionSettings
@@ -82,6 +84,21 @@ def test_a_threshold_of_zero_does_not_take_every_anchor_for_a_face() -> None:
     assert 0 < len(found.faces) <= MAX_CANDIDATES
     # The best ones are kept.
     assert max(face.score for face in found.faces) == raw.scores.max()
+
+
+def test_less_is_asked_of_a_small_doubt_than_of_a_large_one() -> None:
+    canvas = (192, 256)
+    cells = anchors(canvas)
+    scores = np.zeros(len(cells), np.float32)
+    small, large = ((cells[:, 2] == side).nonzero()[0][0] for side in (16, 128))
+    scores[[small, large]] = 0.07
+    raw = RawDetections(
+        np.zeros((len(cells), 4), np.float32), scores, np.zeros((len(cells), 10), np.float32)
+    )
+    look = Look(canvas, 0.4, 0.7, doubt_score=FIRST_DOUBT_SCORE)
+    assert [longer_side(doubt) for doubt in decode(raw, look).doubts or ()] == [16]
+    scores[large] = 0.1
+    assert [longer_side(doubt) for doubt in decode(raw, look).doubts or ()] == [128, 16]
 
 
 def test_parts_of_a_known_face_are_left_out() -> None:

@@ -94,7 +94,10 @@ def test_a_doubt_is_looked_at_by_itself() -> None:
 def test_a_large_doubt_gets_a_larger_canvas_and_one_that_outgrows_it_none() -> None:
     spots, sure = spots_at_first(), face(300, 100, 500, 350)
     (look,) = spots.wanted(Found((sure,), (face(0, 0, 200, 200, 0.5),)))
-    assert look.canvas == (320, 320)
+    assert look.canvas == (256, 256)
+    assert 200 * look.scale == pytest.approx(0.7 * 256), "drawn smaller, with room around it"
+    assert look.region is not None
+    assert look.region[2] * look.scale <= 256
     too_large = Found((sure,), (face(0, 0, 300, 300, 0.5),))
     assert spots.wanted(too_large) == ()
     assert spots.later.wanted(too_large) == ()
