@@ -51,6 +51,10 @@ _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 0x21, 0x2C, 0x3B
 _GIF_COMMENT, _GIF_APPLICATION = 0xFE, 0xFF
 _JPEG_SCAN, _JPEG_APP1, _JPEG_APP2 = 0xDA, 0xE1, 0xE2
 _JPEG_END = 0xD9
+# All that start a frame (SOF), and those of them that may be decoded in one scan.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xCC}
+_JPEG_SEQUENTIAL = frozenset((0xC0, 0xC1))
+_MAX_PLAIN_SEGMENTS = 64
 # In a scan's data, FF is followed by 00 or, between its parts, by D0 to D7.
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))  # without a length
@@ -224,12 +228,35 @@ def _scan_markers(data: bytes) -> int:
     return count
 
 
+def _has_one_scan(data: bytes) -> bool:
+    """Whether libjpeg ends with the first scan: sequential, with every component of the frame.
+
+    Where segments do not follow one another without a gap, decoders may disagree: that is a no.
+    """
+    position, components = 2, 0
+    for _ in range(_MAX_PLAIN_SEGMENTS):
+        head = data[position : position + 10]  # FF, marker, length, and of a frame 5 bytes, count
+        if len(head) < 10 or head[0] != 0xFF or head[1] in _JPEG_BARE or head[1] == 0xFF:
+            return False
+        marker, length = head[1], int.from_bytes(head[2:4], "big")
+        if marker == _JPEG_SCAN:
+            return 0 < components == head[4]
+        if marker in _JPEG_FRAMES:
+            if marker not in _JPEG_SEQUENTIAL or components:
+                return False
+            components = head[9]
+        if length < 2:
+            return False
+        position += 2 + length
+    return False
+
+
 def _check_jpeg_scans(data: bytes) -> None:
     """Count scans up to the end of the image as libjpeg does. Raises ValueError for too many.
 
     What follows the image is no part of it: some cameras append a video.
     """
-    if _scan_markers(data) <= MAX_JPEG_SCANS:
+    if _has_one_scan(data) or _scan_markers(data) <= MAX_JPEG_SCANS:
         return  # there are no more scans than that, wherever the image ends
     scans, position = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):

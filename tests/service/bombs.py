@@ -133,6 +133,13 @@ def jpeg_scans_behind_a_comment() -> bytes:
     return data[:start] + comment + data[start:-2] * 2000 + data[-2:]
 
 
+def sequential_jpeg(scans: int) -> bytes:
+    """Every scan holds the whole picture."""
+    data = encoded(rgb(1024, 1024), "JPEG")
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * scans + data[-2:]
+
+
 def png_exif() -> bytes:
     return png(png_chunk(b"eXIf", overlapping_directory(2 * MEGABYTE)))
 

@@ -50,6 +50,14 @@ def test_picture_that_asks_for_too_much_else_is_not_decoded(
         decode_image(make(), LIMITS)
 
 
+def test_scans_behind_a_whole_picture_are_refused_by_libjpeg() -> None:
+    """No marker is counted there: libjpeg stops at the second, however many there are."""
+    assert decode_image(bombs.sequential_jpeg(1), LIMITS).pixels.shape == (1024, 1024, 3)
+    for scans in (2, 500):
+        with pytest.raises(InvalidImageError):
+            decode_image(bombs.sequential_jpeg(scans), LIMITS)
+
+
 @pytest.mark.parametrize("make", bombs.READ, ids=name_of)
 def test_exif_that_asks_for_too_much_is_left_unread(
     make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch

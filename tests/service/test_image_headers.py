@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -26,6 +27,54 @@ def test_scans_are_counted_wherever_a_part_of_the_file_ends(position: int) -> No
     read_header(data, "JPEG")
     with pytest.raises(ValueError, match="too many JPEG scans"):
         read_header(data + scan, "JPEG")
+
+
+def with_many_scans(head: bytes, scan: bytes) -> bytes:
+    return head + scan + b"\0" * 8 + b"\xff\xda\0\x02" * (2 * MAX_JPEG_SCANS) + b"\xff\xd9"
+
+
+def jpeg_in_parts() -> tuple[bytes, bytes]:
+    """A baseline JPEG in colour: all before its scan's header, and that header."""
+    data = encoded(rgb(), "JPEG")
+    start = data.index(b"\xff\xda")
+    return data[:start], data[start : start + 14]
+
+
+def test_scans_are_not_counted_where_libjpeg_ends_with_the_first() -> None:
+    head, scan = jpeg_in_parts()
+    read_header(with_many_scans(head, scan), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda head, scan: (head.replace(b"\xff\xc0", b"\xff\xc2"), scan),
+        lambda head, scan: (head, scan[:4] + b"\1" + scan[5:]),
+        lambda head, scan: (head[:2] + b"\0" + head[2:], scan),
+        lambda head, scan: (head[:2] + b"\xff" + head[2:], scan),
+        lambda head, scan: (head + b"\xff\x01", scan),
+        lambda head, scan: (head + b"\xff\0\0\0", scan),
+        lambda head, scan: (head + b"\xff\xc2\0\x0b\x08\0\x14\0\x18\3\0\0\0", scan),
+        lambda head, scan: (head + b"\xff\xfe\0\1" * 2, scan),
+        lambda head, scan: (head + b"\xff\xfe\0\2" * 100, scan),
+    ],
+    ids=[
+        "progressive",
+        "one component",
+        "stray byte",
+        "padding",
+        "bare marker",
+        "stuffed byte",
+        "two frames",
+        "impossible length",
+        "many segments",
+    ],
+)
+def test_scans_are_counted_where_there_may_be_more_than_one(
+    change: Callable[[bytes, bytes], tuple[bytes, bytes]],
+) -> None:
+    with pytest.raises(ValueError, match="too many JPEG scans"):
+        read_header(with_many_scans(*change(*jpeg_in_parts())), "JPEG")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
