@@ -44,9 +44,6 @@ STRIDES = (8, 16, 32)
 # Two square anchors a cell, side in canvas pixels, for each stride.
 ANCHOR_SIDES = ((16, 32), (64, 128), (256, 512))
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
-# Of a photo that is drawn small, as many pixels become one without averages before. FERPlus faces
-# drawn into photos were found and read as often with averages from 2 on.
-BILINEAR_SHRINK = 2.5
 NMS_IOU = 0.4
 # A box that lies so far inside a much larger one is a piece of the same face.
 PIECE = 0.6
@@ -168,10 +165,10 @@ def _resized(image: UInt8, height: int, width: int) -> UInt8:
 
 
 def _halved(image: UInt8, height: int, width: int) -> UInt8:
-    """`image` at a half, a quarter ... of its size, until one bilinear step will do."""
+    """`image` at a half, a quarter ... of its size, as long as that is no smaller."""
     # Averages of four pixels, again and again, are ten times faster than OpenCV's averages over
     # areas that are no whole pixels.
-    while min(image.shape[0] / height, image.shape[1] / width) > BILINEAR_SHRINK:
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
         half = (image.shape[1] // 2, image.shape[0] // 2)
         # An odd last row or column is left out: in all, less than one pixel of the canvas.
         even = image[: 2 * half[1], : 2 * half[0]]
