@@ -368,7 +368,7 @@ def _moved(faces: Iterable[Face], placement: Placement) -> tuple[list[Face], lis
 
 def _spread(points: Float32) -> float:
     """The longer side of the points' [N,2] bounding box."""
-    return max(max(values) - min(values) for values in points.T.tolist())
+    return float(max(max(values) - min(values) for values in points.T.tolist()))
 
 
 def _box_in_image(corners: Float32, placement: Placement) -> Float32 | None:
