@@ -294,9 +294,10 @@ def _spots(doubts: Sequence[Face], like: Look, height: int, width: int) -> tuple
     spots: list[Look] = []
     for doubt in sorted(doubts, key=lambda doubt: doubt.score, reverse=True):
         if not any(_shows_well(spot, doubt, height, width) for spot in spots):
-            side = longer_side(doubt) / SPOT_FILL
-            canvas = FACE_CANVAS if side * like.scale <= FACE_CANVAS[0] else LARGE_FACE_CANVAS
-            scale = min(like.scale, canvas[0] / side)
+            canvas, scale, side = FACE_CANVAS, like.scale, longer_side(doubt)
+            if side * scale > SPOT_FILL * FACE_CANVAS[0]:
+                canvas = LARGE_FACE_CANVAS
+                scale = min(scale, SPOT_FILL * canvas[0] / side)
             region = _region_around(doubt, canvas[0] / scale, height, width)
             spot = replace(like, canvas=canvas, scale=scale, region=region)
             spots.append(replace(spot, doubt_score=SPOT_DOUBT_SCORE, alone=True))
