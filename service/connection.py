@@ -28,7 +28,9 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID_HEADER, request_id_of
+from service.patience import Patience
 from service.plain_heads import PlainHead
+from service.polite_transport import PoliteTransport
 from service.prepared import PreparedReply
 from service.settings import Settings
 from service.shedding import Shedder
@@ -102,43 +104,6 @@ class Config(uvicorn.Config):
         self.shedder = shedder
 
 
-class _PoliteTransport(asyncio.Transport):
-    """What replies are written to; closing it closes the connection politely.
-
-    What is written in one turn of the loop goes out together: head and body of a reply then take
-    one call of the system, and wake the client once.
-    """
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        close: Callable[[], None],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        super().__init__()
-        self._transport = transport
-        self._close = close
-        self._loop = loop
-        self._pieces: list[bytes | bytearray | memoryview] = []
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._pieces:
-            self._loop.call_soon(self.flush)
-        self._pieces.append(data)
-
-    def flush(self) -> None:
-        """Send what was written."""
-        pieces, self._pieces = self._pieces, []
-        if pieces and not self._transport.is_closing():
-            self._transport.writelines(pieces)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._close()
-
-
 class _Answered:
     """In place of uvicorn's cycle, for a request that has its whole answer already."""
 
@@ -174,11 +139,7 @@ class Connection(HttpToolsProtocol):
         self._broken: ProblemError | None = None
         self._unsent = 0
         self._moved_at = self.loop.time()
-        # While it waits for its client: since when, until when, and what happens then.
-        self._waiting_since: float | None = None
-        self._deadline: float | None = None
-        self._seen_late = False
-        self._on_late: Callable[[], None] = self.leave
+        self._patience = Patience()
 
     # --- what the server asks ---------------------------------------------------------------
 
@@ -196,14 +157,8 @@ class Connection(HttpToolsProtocol):
         if now - self._moved_at > self._limits.stall_seconds:
             self._refusals.labels("slow-reader").inc()
             self.transport.abort()
-        elif self._deadline is not None and now >= self._deadline:
-            # Where the whole process stood still, what the client sent in time is read only now,
-            # after this check: the next one ends what is still late.
-            if not self._seen_late:
-                self._seen_late = True
-                return
-            self._deadline = None
-            self._on_late()
+        else:
+            self._patience.check(now)
 
     def shutdown(self) -> None:
         """The server stops: whoever has a request under way gets an answer, then it is over."""
@@ -229,7 +184,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self._replies = _PoliteTransport(transport, self.leave, self.loop)
+        self._replies = PoliteTransport(transport, self.leave, self.loop)
         self._wait(self._limits.idle_seconds, self.leave)
         self._make_room()
 
@@ -240,7 +195,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, from either side."""
-        self._deadline = None
+        self._patience.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -331,7 +286,7 @@ class Connection(HttpToolsProtocol):
             self._in_head = False
             return
         # The app minds how long a body takes; what is not read by then is discarded below.
-        self._waiting_since, self._deadline = self.loop.time(), None
+        self._patience.wait_without_end(self.loop.time())
         if (fault := self._fault_of_head()) is not None:
             self._refuse(fault)
             raise fault  # the parser goes no further
@@ -372,7 +327,7 @@ class Connection(HttpToolsProtocol):
         self._message_complete = True
         if self._leaving:
             return
-        self._waiting_since = None
+        self._patience.stop()
         super().on_message_complete()
         if self.cycle.response_complete:
             self._wait(self._limits.idle_seconds, self.leave)
@@ -410,12 +365,8 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self, seconds: float, on_late: Callable[[], None]) -> None:
         """Wait for the client, until `on_late` is called; once it leaves, nothing moves its end."""
-        if self._leaving:
-            return
-        self._waiting_since = self.loop.time()
-        self._deadline = self._waiting_since + seconds
-        self._seen_late = False
-        self._on_late = on_late
+        if not self._leaving:
+            self._patience.wait(self.loop.time(), seconds, on_late)
 
     def _answer_at_once(self, reply: PreparedReply, request_id: str, *, stays: bool) -> None:
         """Answer a request's head in the app's place; the body that follows is discarded."""
@@ -478,22 +429,23 @@ class Connection(HttpToolsProtocol):
         if len(others) >= 2 * self._limits.max_connections:
             # Of those that have their last reply, the one that has had it for longest.
             leaving = (c for c in others if c._leaving)
-            oldest = min(leaving, key=lambda c: c._waiting_since or now, default=self)
+            oldest = min(leaving, key=lambda c: c._patience.since or now, default=self)
             oldest.transport.abort()
             if oldest is self:
                 return
         waiting = [c for c in staying if c._can_go(now)]
         if waiting:
-            min(waiting, key=lambda c: c._waiting_since or now)._make_way()
+            min(waiting, key=lambda c: c._patience.since or now)._make_way()
             return
         self._refuse(UnavailableError("There are too many connections."))
 
     def _can_go(self, now: float) -> bool:
-        if self._waiting_since is None or self.pipeline:
+        since = self._patience.since
+        if since is None or self.pipeline:
             return False
         idle = self._message_complete and not self._busy
         enough = IDLE_MAKES_WAY_SECONDS if idle else MAKES_WAY_SECONDS
-        return now - self._waiting_since >= enough
+        return now - since >= enough
 
     def _make_way(self) -> None:
         if self._message_complete:
