@@ -4,7 +4,8 @@
 
 First the best throughput is measured (closed loop, 8 clients), then photos (640 x 480, one face)
 are sent at `--times` that rate at random moments, while the health endpoints are asked ten times a
-second, then the best once more: it is the mean of both, since a shared machine changes its pace.
+second, then the best once more. What is accepted is compared with the mean of both bests, since a
+shared machine changes its pace.
 The generator runs on the same machine, with its last core to itself: on cores that it shares, the
 more it sends the less CPU it leaves to the service, whatever that does with it. With
 `--shared-cores` both use all of them.
@@ -103,7 +104,7 @@ def kept_to(cores: set[int]) -> Iterator[None]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Best throughput, then the flood."""
+    """Best throughput, the flood, best throughput again."""
     cores = sorted(os.sched_getaffinity(0))
     own = len(cores) > 1 and not options.shared_cores
     serving, sending = (set(cores[:-1]), set(cores[-1:])) if own else (set(cores), set(cores))
@@ -140,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="of the flood")
     parser.add_argument("--best-seconds", type=float, default=20, help="of each closed loop")
-    parser.add_argument("--times", type=float, default=10, help="of the best throughput")
+    parser.add_argument("--times", type=float, default=10, help="of the first best throughput")
     parser.add_argument("--shared-cores", action="store_true", help="none for the generator alone")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()

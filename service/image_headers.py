@@ -57,7 +57,8 @@ _JPEG_SEQUENTIAL = frozenset((0xC0, 0xC1))
 _MAX_PLAIN_SEGMENTS = 64
 # In a scan's data, FF is followed by 00 or, between its parts, by D0 to D7.
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
-_JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))  # without a length
+# Without a length; those below C0 are reserved, and libjpeg steps over them in a scan's data.
+_JPEG_BARE = frozenset((*range(0xC0), *range(0xD0, 0xDA)))
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"
 _BMP_RLE = (1, 2)
 _TIFF_STRIP_TAGS = (273, 279, 324, 325)  # offsets and lengths of strips and of tiles
@@ -245,8 +246,6 @@ def _has_one_scan(data: bytes) -> bool:
             if marker not in _JPEG_SEQUENTIAL or components:
                 return False
             components = head[9]
-        if length < 2:
-            return False
         position += 2 + length
     return False
 
@@ -257,7 +256,7 @@ def _check_jpeg_scans(data: bytes) -> None:
     What follows the image is no part of it: some cameras append a video.
     """
     if _has_one_scan(data) or _scan_markers(data) <= MAX_JPEG_SCANS:
-        return  # there are no more scans than that, wherever the image ends
+        return  # libjpeg decodes no more scans than that, wherever the image ends
     scans, position = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
         found = _JPEG_MARKER.search(data, position)

@@ -227,10 +227,10 @@ class _Candidates:
         return cls(cells, boxes, longer, raw.landmark_offsets.take(kept, 0), raw.scores.take(kept))
 
     def between(self, least: float, most: float) -> _Candidates:
-        """Those whose longer side has so many pixels."""
-        if (least, most) == (0.0, math.inf):
-            return self
+        """Those whose longer side has so many pixels; one that is no number has not."""
         kept = (self.longer >= least) & (self.longer <= most)
+        if kept.all():
+            return self
         return _Candidates(*(values[kept] for values in vars(self).values()))
 
     def best(self, chosen: NDArray[np.bool_]) -> list[Face]:
@@ -367,8 +367,11 @@ def _moved(faces: Iterable[Face], placement: Placement) -> tuple[list[Face], lis
 
 
 def _spread(points: Float32) -> float:
-    """The longer side of the points' [N,2] bounding box."""
-    return float(max(max(values) - min(values) for values in points.T.tolist()))
+    """The longer side of the points' [N,2] bounding box; 0 where one is no number."""
+    xs, ys = points.T.tolist()
+    if not math.isfinite(sum(xs) + sum(ys)):
+        return 0.0
+    return float(max(max(xs) - min(xs), max(ys) - min(ys)))
 
 
 def _box_in_image(corners: Float32, placement: Placement) -> Float32 | None:

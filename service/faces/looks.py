@@ -96,7 +96,10 @@ class Look:
     region: Region | None = None
     """The part that is drawn, x1, y1, x2, y2 in image pixels; None: the whole image."""
     doubt_score: float | None = None
-    """What scores too low to count is told of from here on; None: earlier doubts stay."""
+    """What scores too low to count is told of from here on, what is large from DOUBT_SCORE on.
+
+    None: earlier doubts stay.
+    """
     alone: bool = False
     """Whether no other look shows what the region's border cuts: it is told of as a doubt."""
 

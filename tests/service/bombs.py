@@ -133,6 +133,16 @@ def jpeg_scans_behind_a_comment() -> bytes:
     return data[:start] + comment + data[start:-2] * 2000 + data[-2:]
 
 
+def jpeg_scans_behind_a_reserved_marker() -> bytes:
+    """libjpeg steps over the marker in a scan's data; had it a length, that would hide scans."""
+    grey, options = rgb(256, 256).convert("L"), {"progressive": True, "restart_marker_rows": 8}
+    data = encoded(grey, "JPEG", quality=5, **options)
+    start = data.rindex(b"\xff\xda")
+    restart = data.index(b"\xff\xd0", start)
+    scan = data[start : start + 10]
+    return data[:restart] + b"\xff\x02\xff\xff" + data[restart:-2] + scan * 4000 + data[-2:]
+
+
 def sequential_jpeg(scans: int) -> bytes:
     """Every scan holds the whole picture."""
     data = encoded(rgb(1024, 1024), "JPEG")
@@ -200,6 +210,7 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     jpeg_junk,
     jpeg_scans,
     jpeg_scans_behind_a_comment,
+    jpeg_scans_behind_a_reserved_marker,
     png_chunks,
     png_text,
     gif_comment,

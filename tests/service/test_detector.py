@@ -19,6 +19,7 @@ from service.faces.detector import (
     UInt8,
     anchors,
     decode,
+    in_image_frame,
     merge,
     network_input,
     place,
@@ -99,6 +100,25 @@ def test_less_is_asked_of_a_small_doubt_than_of_a_large_one() -> None:
     assert [longer_side(doubt) for doubt in decode(raw, look).doubts or ()] == [16]
     scores[large] = 0.1
     assert [longer_side(doubt) for doubt in decode(raw, look).doubts or ()] == [128, 16]
+
+
+def test_a_box_or_landmarks_that_are_no_numbers_are_no_face() -> None:
+    canvas = (192, 256)
+    count = len(anchors(canvas))
+    offsets, landmarks = (np.zeros((count, values), np.float32) for values in (4, 10))
+    scores = np.zeros(count, np.float32)
+    scores[[0, 700]] = 0.95, 0.9
+    offsets[0] = np.nan
+    look = Look(canvas, 1.0, 0.7, doubt_score=FIRST_DOUBT_SCORE)
+    found = decode(RawDetections(offsets, scores, landmarks), look)
+    assert [face.score for face in found.faces] == [pytest.approx(0.9)]
+    landmarks[700] = np.linspace(-1, 1, 10)
+    placement = place(np.zeros((192, 256, 3), np.uint8), look)
+    sound = decode(RawDetections(offsets, scores, landmarks), look)
+    assert len(in_image_frame(sound, placement).faces) == 1
+    landmarks[700, 3] = np.nan
+    broken = decode(RawDetections(offsets, scores, landmarks), look)
+    assert in_image_frame(broken, placement).faces == ()
 
 
 def test_parts_of_a_known_face_are_left_out() -> None:

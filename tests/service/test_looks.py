@@ -98,6 +98,8 @@ def test_a_large_doubt_gets_a_larger_canvas_and_one_that_outgrows_it_none() -> N
     assert 200 * look.scale == pytest.approx(0.7 * 256), "drawn smaller, with room around it"
     assert look.region is not None
     assert look.region[2] * look.scale <= 256
+    (look,) = spots.wanted(Found((sure,), (face(20, 20, 170, 170, 0.5),)))
+    assert (look.canvas, look.scale) == ((256, 256), spots.later.looks[0].scale), "it fits as it is"
     too_large = Found((sure,), (face(0, 0, 300, 300, 0.5),))
     assert spots.wanted(too_large) == ()
     assert spots.later.wanted(too_large) == ()
