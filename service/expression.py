@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.contract import ModelContract, parse_contract
 from service.errors import InferenceError, ModelContractError
 from service.faces.alignment import Float64, similarity_transform, warp_crop
-from service.faces.detector import Face
+from service.faces.face import Face
 from service.runtime import LoadedModel, SessionSettings, load_model
 
 Float32 = NDArray[np.float32]

@@ -24,13 +24,13 @@ from service.expression import ExpressionModel, Reading
 from service.faces.alignment import HeadPose, head_pose
 from service.faces.detector import (
     NOTHING,
-    Face,
     FaceDetector,
     Placement,
     largest_first,
     merge,
     refined,
 )
+from service.faces.face import Face
 from service.faces.looks import FINE_SIDES, Found, Look, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.observing import NETWORKS, Load, Observer, Stage

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from service.errors import RequestError
 from service.faces.alignment import ARCFACE_TEMPLATE, similarity_transform
-from service.faces.detector import Face, FaceDetector
+from service.faces.detector import FaceDetector
+from service.faces.face import Face
 from service.imaging import ImageLimits, decode_image
 from training.progress import progress
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InferenceError, ModelContractError
+from service.faces.face import Face, longer_side, middle
 from service.faces.looks import (
     CANVAS_SIZES,
     DOUBT_SCORE,
@@ -29,8 +30,6 @@ from service.faces.looks import (
     Look,
     Turn,
     closer_look,
-    longer_side,
-    middle,
     plan_rounds,
 )
 from service.runtime import LoadedModel, SessionSettings, load_model
@@ -52,33 +51,6 @@ NOTHING = Found()
 MAX_CANDIDATES = 1000
 # Pixels over which a face's landmarks must spread; less is no face and cannot be aligned.
 LEAST_SPREAD = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Face:
-    """One detected face, in pixels of the upright image; left and right are the viewer's."""
-
-    box: Float32
-    """[4]: x1, y1, x2, y2, inside the image."""
-    landmarks: Float32
-    """[5,2]: left eye, right eye, nose, left and right mouth corner; may lie outside the image."""
-    score: float
-    """0..1."""
-    seen_side: float = math.inf
-    """Longer side of the box in pixels of the canvas it was seen on: how fine the landmarks are."""
-
-    def within(self, size: tuple[int, int]) -> Face:
-        """The same face, its box cut at an image of `size` (height, width)."""
-        height, width = size
-        limits = np.array((width, height, width, height), np.float32)
-        return replace(self, box=np.clip(self.box, 0, limits))
-
-    def scaled(self, factor: float) -> Face:
-        """The same face where a pixel of its image is `factor` pixels."""
-        if factor == 1:
-            return self
-        scale = np.float32(factor)
-        return replace(self, box=self.box * scale, landmarks=self.landmarks * scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from service.faces.detector import Face
+from service.faces.face import Face, longer_side, middle
 
 Region = tuple[int, int, int, int]
 
@@ -192,18 +190,6 @@ def closer_look(face: Face, height: int, width: int) -> Look | None:
         return None
     region = _region_around(face, FACE_CANVAS[0] / scale, height, width)
     return Look(FACE_CANVAS, scale, SMALL_FACE_MIN_SCORE, region=region)
-
-
-def longer_side(face: Face) -> float:
-    """Of its box, in the pixels it is given in."""
-    x1, y1, x2, y2 = face.box.tolist()
-    return float(max(x2 - x1, y2 - y1))
-
-
-def middle(face: Face) -> tuple[float, float]:
-    """x, y of its box's middle."""
-    x1, y1, x2, y2 = face.box.tolist()
-    return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 def fitting_canvas(

@@ -13,7 +13,6 @@ import skimage.data
 from service.errors import ModelContractError
 from service.faces.detector import (
     MAX_CANDIDATES,
-    Face,
     FaceDetector,
     RawDetections,
     UInt8,
@@ -24,6 +23,7 @@ from service.faces.detector import (
     network_input,
     place,
 )
+from service.faces.face import Face, longer_side
 from service.faces.looks import (
     CANVAS_SIZES,
     FIRST_DOUBT_SCORE,
@@ -32,7 +32,6 @@ from service.faces.looks import (
     Look,
     Round,
     fitting_canvas,
-    longer_side,
     plan_rounds,
 )
 from service.runtime import SessionSettings

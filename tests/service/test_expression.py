@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from service.contract import METADATA_KEY
 from service.errors import InferenceError, ModelContractError, ModelFileError
 from service.expression import ExpressionModel, softmax
-from service.faces.detector import Face
+from service.faces.face import Face
 from service.pipeline import Networks
 from service.runtime import SessionSettings
 from service.settings import Settings

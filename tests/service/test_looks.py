@@ -11,7 +11,6 @@ import pytest
 
 from service.faces.detector import (
     NOTHING,
-    Face,
     FaceDetector,
     Placement,
     UInt8,
@@ -19,6 +18,7 @@ from service.faces.detector import (
     place,
     refined,
 )
+from service.faces.face import Face
 from service.faces.looks import COARSE_FACE, MOST_SPOTS, Found, Look, Round, Spots, plan_rounds
 from service.pipeline import Networks
 

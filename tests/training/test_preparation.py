@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from service.faces.alignment import ARCFACE_TEMPLATE, similarity_transform
-from service.faces.detector import Face, FaceDetector
+from service.faces.detector import FaceDetector
+from service.faces.face import Face
 from service.runtime import SessionSettings
 from tests.training.made_up import (
     FacePictures,
