@@ -5,10 +5,9 @@
 First the best throughput is measured (closed loop, 8 clients), then photos (640 x 480, one face)
 are sent at `--times` that rate at random moments, while the health endpoints are asked ten times a
 second, then the best once more. What is accepted is compared with the mean of both bests, since a
-shared machine changes its pace.
-The generator runs on the same machine, with its last core to itself: on cores that it shares, the
-more it sends the less CPU it leaves to the service, whatever that does with it. With
-`--shared-cores` both use all of them.
+shared machine changes its pace. The generator runs on the same machine, with its last core to
+itself: on cores that it shares, the more it sends the less CPU it leaves to the service, whatever
+that does with it. With `--shared-cores` both use all of them.
 """
 
 from __future__ import annotations

@@ -288,8 +288,16 @@ def _spots(doubts: Sequence[Face], like: Look, height: int, width: int) -> tuple
                 canvas = LARGE_FACE_CANVAS
                 scale = min(scale, SPOT_FILL * canvas[0] / side)
             region = _region_around(doubt, canvas[0] / scale, height, width)
-            spot = replace(like, canvas=canvas, scale=scale, region=region)
-            spots.append(replace(spot, doubt_score=SPOT_DOUBT_SCORE, alone=True))
+            spots.append(
+                replace(
+                    like,
+                    canvas=canvas,
+                    scale=scale,
+                    region=region,
+                    doubt_score=SPOT_DOUBT_SCORE,
+                    alone=True,
+                )
+            )
             if len(spots) > MOST_SPOTS:
                 break
     return tuple(spots)
