@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.baseline.networks import Detector
 from benchmarks.photos import SIZES, Scene, UInt8, compose
 from service.faces.detector import FaceDetector
+from service.faces.looks import Search
 from service.runtime import SessionSettings
 from service.settings import Settings
 
@@ -80,18 +81,18 @@ def measure(count: Count, find: Find, scene: Scene, kind: str) -> None:
     count.extra += int((table.max(0) < FOUND_IOU / 2).sum()) if len(boxes) else 0
 
 
-def service_search(detector: FaceDetector) -> Find:
+def service_search(detector: FaceDetector, search: Search = "quick") -> Find:
     """The service's search, with its thresholds; takes [H,W,3] uint8 RGB."""
 
     def find(image: UInt8) -> Boxes:
-        boxes = [face.box for face in detector.detect(image)]
+        boxes = [face.box for face in detector.detect(image, search=search)]
         return np.array(boxes, np.float64).reshape(-1, 4)
 
     return find
 
 
 def finders() -> dict[str, Find]:
-    """The two searches; both take [H,W,3] uint8 RGB."""
+    """The searches; all take [H,W,3] uint8 RGB."""
     path = Settings().detector_path
     service = FaceDetector.load(path, SessionSettings("cpu"))
     baseline = Detector(path, 1)
@@ -100,7 +101,11 @@ def finders() -> dict[str, Find]:
         boxes = [face.box for face in baseline.detect(np.ascontiguousarray(image[..., ::-1]))]
         return np.array(boxes, np.float64).reshape(-1, 4)
 
-    return {"baseline, own size": by_baseline, "service": service_search(service)}
+    return {
+        "baseline, own size": by_baseline,
+        "service": service_search(service),
+        "service, thorough": service_search(service, "thorough"),
+    }
 
 
 def main() -> None:

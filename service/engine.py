@@ -114,13 +114,7 @@ class _Lanes:
                 os._exit(FAILED)
 
     def _answer(self, message: Read, photo: bytes) -> Answer:
-        task = self._pipeline.task(
-            photo,
-            max_faces=message.max_faces,
-            min_score=message.min_score,
-            whole=message.whole,
-            asked=message.asked,
-        )
+        task = self._pipeline.task(photo, message.wishes, message.asked)
         with self._dropping:
             self._tasks[message.number] = task
             task.is_dropped = message.number in self._dropped

@@ -25,7 +25,7 @@ from service.errors import UnavailableError
 from service.messages import Read
 from service.metrics import Metrics
 from service.observing import Load
-from service.pipeline import Then
+from service.pipeline import USUAL, Then, Wishes
 from service.schemas import ModelReply
 from service.settings import Settings
 from service.starting import startup_error
@@ -112,10 +112,7 @@ class Engines:
         self,
         photo: bytes,
         then: Then[Result],
-        *,
-        max_faces: int | None = None,
-        min_score: float | None = None,
-        whole: bool = False,
+        wishes: Wishes = USUAL,
     ) -> Result:
         """See Pipeline.recognize; `then` and what it makes are pickled.
 
@@ -126,7 +123,7 @@ class Engines:
             raise UnavailableError("the service is shutting down")
         number = next(self._numbers)
         asked = time.perf_counter()
-        read = Read(number, then, max_faces, min_score, whole, get_contextvars(), asked)
+        read = Read(number, then, wishes, get_contextvars(), asked)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         mine = AskedPhoto(read, photo, answer)
         self._waiting.append(mine)

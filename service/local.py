@@ -32,7 +32,7 @@ from service.errors import ImageFileError, PayloadTooLargeError, ServiceError
 from service.expression import ExpressionModel
 from service.imaging import DecodedImage, ImageLimits, from_pillow
 from service.metrics import Metrics
-from service.options import check_options
+from service.options import check_options, wishes_of
 from service.pipeline import Networks, Pipeline, Recognition, load_networks
 from service.replies import Reply
 from service.schemas import PredictOptions, PredictReply
@@ -206,13 +206,7 @@ class Recognizer:
             picture = writer.drawn(recognition) if draw else None
             return Answer(writer.reply(recognition), picture)
 
-        return await self._pipeline.recognize(
-            opened,
-            answer,
-            max_faces=options.max_faces,
-            min_score=options.min_score,
-            whole=draw,
-        )
+        return await self._pipeline.recognize(opened, answer, wishes_of(options, whole=draw))
 
 
 def _outcome(future: Future[Answer]) -> Answer | ServiceError:

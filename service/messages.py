@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from service.errors import ServiceError, StartupError
 from service.observing import Load, Note
-from service.pipeline import Then
+from service.pipeline import Then, Wishes
 from service.schemas import ModelReply
 from service.settings import Settings
 
@@ -34,9 +34,7 @@ class Read(NamedTuple):
 
     number: int
     then: Then[Any]
-    max_faces: int | None
-    min_score: float | None
-    whole: bool
+    wishes: Wishes
     context: dict[str, Any]
     """Of log lines: the request's id."""
     asked: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.errors import InvalidOptionError
+from service.pipeline import Wishes
 from service.schemas import PredictOptions
 
 
@@ -18,3 +19,8 @@ def check_options(options: PredictOptions, *, max_faces: int, labels: Sequence[s
         raise InvalidOptionError("class needs explain=evidence.", "class")
     if options.class_ not in labels:
         raise InvalidOptionError(f"class must be one of {', '.join(labels)}.", "class")
+
+
+def wishes_of(options: PredictOptions, *, whole: bool = False) -> Wishes:
+    """What these options ask of the pipeline; `whole`: every pixel is wanted in the result."""
+    return Wishes(options.max_faces, options.min_score, options.search, whole)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from service.faces.detector import (
     refined,
 )
 from service.faces.face import Face
-from service.faces.looks import FINE_SIDES, Found, Look, closer_look
+from service.faces.looks import FINE_SIDES, Found, Look, Search, closer_look
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.observing import NETWORKS, Load, Observer, Stage
 from service.precision import load_detector, load_expression
@@ -108,6 +108,19 @@ class Recognition:
     """decode, detect, classify, queue (everything that was waiting) and total."""
 
 
+class Wishes(NamedTuple):
+    """What is wanted of a photo; None: as the settings say."""
+
+    max_faces: int | None = None
+    min_score: float | None = None
+    search: Search | None = None
+    whole: bool = False
+    """Whether every pixel is wanted; else a large JPEG may be decoded at a half, a quarter or an
+    eighth of its size."""
+
+
+USUAL = Wishes()
+
 Then = Callable[[Recognition, ExpressionModel], Result]
 """What is made of a photo, on the thread that read it, by the model that did."""
 
@@ -123,10 +136,7 @@ class PhotoReader(Protocol):
         self,
         photo: bytes,
         then: Then[Result],
-        *,
-        max_faces: int | None = None,
-        min_score: float | None = None,
-        whole: bool = False,
+        wishes: Wishes = USUAL,
     ) -> Result:
         """See Pipeline.recognize."""
 
@@ -141,8 +151,8 @@ class Task:
     photo: bytes | DecodedImage
     min_score: float | None
     max_faces: int
+    search: Search
     whole: bool
-    """Whether every pixel is wanted in the result."""
     clock: StageClock
     has_turn: bool = False
     is_dropped: bool = False
@@ -316,18 +326,17 @@ class Pipeline:
     def task(
         self,
         photo: bytes | DecodedImage,
-        *,
-        max_faces: int | None,
-        min_score: float | None,
-        whole: bool,
+        wishes: Wishes,
         asked: float | None = None,
     ) -> Task:
         """See recognize; it was asked for at `asked` (perf_counter), or now."""
+        usual = self._settings
         return Task(
             photo,
-            self._settings.min_score if min_score is None else min_score,
-            self._settings.max_faces if max_faces is None else max_faces,
-            whole,
+            usual.min_score if wishes.min_score is None else wishes.min_score,
+            usual.max_faces if wishes.max_faces is None else wishes.max_faces,
+            wishes.search or usual.search,
+            wishes.whole,
             StageClock(asked),
         )
 
@@ -335,20 +344,14 @@ class Pipeline:
         self,
         photo: bytes | DecodedImage,
         then: Then[Result],
-        *,
-        max_faces: int | None = None,
-        min_score: float | None = None,
-        whole: bool = False,
+        wishes: Wishes = USUAL,
     ) -> Result:
         """Read a photo, encoded or not, and answer what `then` makes of it, in a worker thread.
 
-        Options that are None take the service's settings. `whole` asks for every pixel of the photo
-        in the result; else a large JPEG may be decoded at a half, a quarter or an eighth of its
-        size.
         Cancelling the call takes its work out of the queues. Raises what decode_image raises,
         InferenceError where a network failed, UnavailableError while draining.
         """
-        task = self.task(photo, max_faces=max_faces, min_score=min_score, whole=whole)
+        task = self.task(photo, wishes)
         if self._is_closed:
             raise UnavailableError("the service is shutting down")
         self._in_hand += 1
@@ -487,7 +490,8 @@ class Pipeline:
         """A photo from its bytes to what is made of it; yields what a network is to run."""
         image = self._decode(task, None if task.whole else FINE_SIDES[-1], require)
         found = NOTHING
-        for turn in self.networks.detector.rounds(*image.pixels.shape[:2]):
+        height, width = image.pixels.shape[:2]
+        for turn in self.networks.detector.rounds(height, width, task.search):
             # The plan says which of its later rounds it needs.
             if looks := turn.wanted(found):
                 found = merge(found, (yield from self._look(image, looks, task)))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from service.contract import ModelContract
+from service.faces.looks import Search
 
 Heatmap = Literal["none", "overlay"]
 Explain = Literal["attention", "evidence"]
@@ -50,6 +51,12 @@ class PredictOptions(BaseModel):
         le=1,
         allow_inf_nan=False,
         description="Count faces from this detection score on; default: the service's setting.",
+    )
+    search: Search | None = Field(
+        None,
+        description="thorough: look for small faces behind a large one, too, in two to four times "
+        "the time; quick: where one face fills much of the photo, stop there. Default: the "
+        "service's setting.",
     )
 
 

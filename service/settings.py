@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.faces.looks import Search
 from service.runtime import Precision, Provider, SessionSettings
 
 ENV_PREFIX = "LAN_FER_"
@@ -161,6 +162,11 @@ class Settings(BaseSettings):
         le=1,
         description="Detection score from which a face counts; unset: the detector's own "
         "thresholds. Lower finds more faces and more that are none.",
+    )
+    search: Search = Field(
+        "quick",
+        description="How photos are searched for faces. thorough: also for small ones behind a "
+        "large one, in two to four times the time. A request may ask for either (option search).",
     )
     deadline_ms: int = Field(
         30_000,

@@ -27,6 +27,7 @@ NETWORK_SETTINGS = (
     "max_image_pixels",
     "max_faces",
     "min_score",
+    "search",
 )
 MAX_FAILURES_SHOWN = 50
 

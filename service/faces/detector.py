@@ -28,6 +28,7 @@ from service.faces.looks import (
     UNSURE_FACE,
     Found,
     Look,
+    Search,
     Turn,
     closer_look,
     plan_rounds,
@@ -403,9 +404,9 @@ class FaceDetector:
         """Raises ModelFileError, ModelContractError or ProviderUnavailableError."""
         return cls(load_model(path, settings), str(path))
 
-    def rounds(self, height: int, width: int) -> tuple[Turn, ...]:
+    def rounds(self, height: int, width: int, search: Search = "quick") -> tuple[Turn, ...]:
         """See `plan_rounds`."""
-        return plan_rounds(height, width)
+        return plan_rounds(height, width, search)
 
     def place(self, image: UInt8, look: Look, min_score: float | None = None) -> Placement:
         """See `place`."""
@@ -429,11 +430,13 @@ class FaceDetector:
             raise InferenceError("the face detector failed") from error
         return [RawDetections(loc[i], conf[i, :, 1], landmarks[i]) for i in range(len(batch))]
 
-    def detect(self, image: UInt8, *, min_score: float | None = None) -> list[Face]:
+    def detect(
+        self, image: UInt8, *, min_score: float | None = None, search: Search = "quick"
+    ) -> list[Face]:
         """Faces of `image` [H,W,3] uint8 RGB, largest first. Raises InferenceError."""
         found = NOTHING
         height, width = image.shape[:2]
-        for turn in self.rounds(height, width):
+        for turn in self.rounds(height, width, search):
             placements = [self.place(image, look, min_score) for look in turn.wanted(found)]
             if placements:
                 found = merge(found, [self.find([placement])[0] for placement in placements])

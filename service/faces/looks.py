@@ -4,6 +4,9 @@ A photo is drawn small first, where a face that fills a good part of it is found
 time. It is drawn larger only where that leaves doubt: nothing found, a small face (small faces have
 company), or something that is a face with a low score. The larger sizes come in overlapping tiles,
 of which only those with a small face in them are searched; a doubt is first looked at by itself.
+
+A large face ends that search, and small ones behind it may leave no hint where the photo is drawn
+small. Who wants them asks for a thorough search, which draws all of the photo at its own size, too.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from typing import Literal
 
 from service.faces.face import Face, longer_side, middle
 
 Region = tuple[int, int, int, int]
+Search = Literal["quick", "thorough"]
 
 # (height, width), multiples of the network's largest stride. Few, because only images on canvases
 # of one size share a batch; none large, because memory grows with them.
@@ -131,10 +136,12 @@ class Round:
     """Those are taken that show a face whose longer side is below so many image pixels ..."""
     on_doubt: bool = False
     """... or a doubt."""
+    always: bool = False
+    """All are taken, whatever has been found."""
 
     def wanted(self, found: Found) -> tuple[Look, ...]:
         """The looks to take after the rounds before have `found` so much; mostly none."""
-        if not found.faces and self.when_empty:
+        if self.always or (not found.faces and self.when_empty):
             return self.looks
         doubts = self.doubts(found) if self.on_doubt else []
         return self.around([*self.small(found), *doubts])
@@ -202,20 +209,23 @@ def fitting_canvas(
 
 
 @lru_cache(maxsize=1024)
-def plan_rounds(height: int, width: int) -> tuple[Turn, ...]:
-    """How to look at an image of `height` x `width` pixels; the first round is always taken."""
+def plan_rounds(height: int, width: int, search: Search = "quick") -> tuple[Turn, ...]:
+    """How to look at an image of `height` x `width` pixels; the first round is always taken.
+
+    Small pictures are drawn at their own size or larger either way.
+    """
     if max(height, width) <= SMALL_SIDE:
         return _plan_small_picture(height, width)
-    return _plan_photo(height, width)
+    return _plan_photo(height, width, thorough=search == "thorough")
 
 
-def _plan_photo(height: int, width: int) -> tuple[Turn, ...]:
+def _plan_photo(height: int, width: int, *, thorough: bool) -> tuple[Turn, ...]:
     """Small and middle, then as one big face that fills the frame, then in tiles."""
     long_side = max(height, width)
     first = _look(height, width, FIRST_SIDE, FIRST_CANVASES)
     middle = replace(_look(height, width, MIDDLE_SIDE, MIDDLE_CANVASES), doubt_score=DOUBT_SCORE)
     rounds: list[Turn] = []
-    if long_side > MIDDLE_SIDE:
+    if thorough or long_side > MIDDLE_SIDE:
         # The smallest size alone would show no hint of people behind a large face.
         rounds.append(Round((first, middle)))
     else:
@@ -232,11 +242,14 @@ def _plan_photo(height: int, width: int) -> tuple[Turn, ...]:
     own_side = own_side if long_side > MIDDLE_SIDE else 0
     coarser = middle
     for side in FINE_SIDES:
+        if thorough and side < own_side:
+            continue
         tiles = _tiles(height, width, min(side / long_side, MAX_ENLARGEMENT))
         if side <= MOST_ENLARGED * long_side and tiles[0].scale >= coarser.scale * FINER_GAIN:
             below = SMALLEST_SURE_FACE / coarser.scale
-            finer = Round(tiles, side == own_side, below, on_doubt=True)
-            rounds += [Spots(finer, (height, width)), finer]
+            is_own = side == own_side
+            finer = Round(tiles, is_own, below, on_doubt=True, always=thorough and is_own)
+            rounds += [finer] if finer.always else [Spots(finer, (height, width)), finer]
             coarser = tiles[0]
     return tuple(rounds)
 

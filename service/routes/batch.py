@@ -30,7 +30,7 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.logs import log_fault
-from service.options import check_options
+from service.options import check_options, wishes_of
 from service.problems import problem_of
 from service.replies import KeepReply, Reply
 from service.routes.body import FIELD, read_photos
@@ -155,12 +155,7 @@ async def _item(
 
 
 async def _read(service: ServiceState, photo: bytes, asked: Reply) -> PredictReply:
-    return await service.reader.recognize(
-        photo,
-        KeepReply(asked),
-        max_faces=asked.options.max_faces,
-        min_score=asked.options.min_score,
-    )
+    return await service.reader.recognize(photo, KeepReply(asked), wishes_of(asked.options))
 
 
 def _problem_item(service: ServiceState, error: ProblemError, asked: Reply) -> BatchItem:

@@ -27,7 +27,7 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from service.options import check_options
+from service.options import check_options, wishes_of
 from service.replies import Reply, WriteReply, Written
 from service.routes.body import FIELD, read_photo
 from service.routes.dependencies import RequestTimeout, ServiceDependency, problems
@@ -128,9 +128,7 @@ async def _answer(
     written: Written = await service.reader.recognize(
         photo,
         WriteReply(reply, media_type),
-        max_faces=reply.options.max_faces,
-        min_score=reply.options.min_score,
-        whole=media_type != "application/json",
+        wishes_of(reply.options, whole=media_type != "application/json"),
     )
     service.metrics.observe_stages(
         {"receive": reply.receive_seconds, "render": written.render_seconds}

@@ -30,7 +30,7 @@ from service.engines import Engines
 from service.errors import ProblemError, StartupError, UnavailableError
 from service.messages import BlockingMessages, Drop, Messages, Read, Ready
 from service.observing import Journal
-from service.pipeline import Pipeline, load_networks
+from service.pipeline import USUAL, Pipeline, load_networks
 from service.replies import keep_faces
 from service.settings import load_settings
 from tests.service.serving import (
@@ -105,7 +105,8 @@ def steady(document: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 @pytest.mark.parametrize(
-    "query", ["", "?explain=evidence&class=anger&heatmap=overlay", "?min_score=0.99"]
+    "query",
+    ["", "?explain=evidence&class=anger&heatmap=overlay", "?min_score=0.99", "?search=thorough"],
 )
 def test_answers_are_those_of_a_server_without_engines(
     engined: RunningServer, client: httpx.Client, portrait_jpeg: bytes, query: str
@@ -487,7 +488,7 @@ def test_photo_dropped_before_it_has_come_is_not_read() -> None:
     pipeline = Pipeline(load_networks(load_settings()), load_settings(), observer=Journal())
     lanes = _Lanes(pipeline, LanePixels(1), [])
     lanes.drop(7)
-    photo = Read(7, keep_faces, None, None, False, {}, time.perf_counter())
+    photo = Read(7, keep_faces, USUAL, {}, time.perf_counter())
     answer = lanes._answer(photo, b"never looked at")
     assert isinstance(answer.error, UnavailableError)
 

@@ -18,7 +18,7 @@ from service.faces.detector import (
     place,
     refined,
 )
-from service.faces.face import Face
+from service.faces.face import Face, longer_side
 from service.faces.looks import COARSE_FACE, MOST_SPOTS, Found, Look, Round, Spots, plan_rounds
 from service.pipeline import Networks
 
@@ -60,6 +60,40 @@ def test_a_small_face_calls_for_a_closer_look(networks: Networks, portrait: UInt
     looked = canvases(networks.detector, scene)
     assert looked[:2] == [(192, 256), (480, 640)]
     assert looked[2:].count((544, 704)) < 4, "tiles without a doubt are left out"
+
+
+@pytest.mark.parametrize(("size", "small"), [((480, 640), 28), ((1080, 1920), 44)])
+def test_small_faces_behind_a_large_one_take_a_thorough_search(
+    networks: Networks, portrait: UInt8, size: tuple[int, int], small: int
+) -> None:
+    scene = np.full((*size, 3), 90, np.uint8)
+    scene[-400:, -400:] = portrait[:400, :400]
+    head = portrait[40:220, 160:340]  # its face is two thirds of it
+    little = cv2.resize(head, (small * 3 // 2, small * 3 // 2), interpolation=cv2.INTER_AREA)
+    for left in (20, 120):
+        scene[30 : 30 + len(little), left : left + len(little)] = little
+    detector = networks.detector
+    (large,) = detector.detect(scene)
+    found = detector.detect(scene, search="thorough")
+    assert len(found) == 3
+    assert small * 0.7 < longer_side(found[-1]) < small * 1.4
+    np.testing.assert_allclose(found[0].box, large.box, atol=0.1 * longer_side(large))
+
+
+def test_a_thorough_search_draws_all_of_a_photo_at_its_own_size() -> None:
+    sure = Found((face(500, 300, 800, 700),), ())
+    sizes = ((480, 640), (641, 500), (960, 1280), (1080, 1920), (3000, 4000), (1200, 300))
+    for height, width in sizes:
+        first, *later = plan_rounds(height, width, "thorough")
+        looks = [*first.wanted(NOTHING), *(look for turn in later for look in turn.wanted(sure))]
+        scale = max(look.scale for look in looks)
+        assert scale >= min(1.0, 1920 / max(height, width))
+        finest = [look.region or (0, 0, width, height) for look in looks if look.scale == scale]
+        covered = np.zeros((height, width), bool)
+        for x1, y1, x2, y2 in finest:
+            covered[y1:y2, x1:x2] = True
+        assert covered.all()
+    assert plan_rounds(200, 300, "thorough") == plan_rounds(200, 300)
 
 
 def test_only_tiles_with_a_doubt_are_searched() -> None:

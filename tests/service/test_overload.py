@@ -10,7 +10,7 @@ import pytest
 from service.budgets import ByteBudget, NoRoomError, PixelBudget
 from service.errors import OverloadedError
 from service.expression import ExpressionModel
-from service.faces.looks import MOST_SPOTS, Round, plan_rounds
+from service.faces.looks import MOST_SPOTS, Round, Search, plan_rounds
 from service.pipeline import MAX_LOOKS, Networks
 from service.runtime import SessionSettings
 from service.settings import Settings
@@ -258,7 +258,14 @@ def test_classifier_that_breaks_is_a_problem_too(
 
 def test_every_look_of_every_admitted_image_fits_the_queue() -> None:
     sides = (1, 100, 320, 640, 641, 1280, 1281, 8000)
-    turns = [turn for h in sides for w in sides for turn in plan_rounds(h, w)]
+    searches: tuple[Search, ...] = ("quick", "thorough")
+    turns = [
+        turn
+        for h in sides
+        for w in sides
+        for search in searches
+        for turn in plan_rounds(h, w, search)
+    ]
     looks = [len(turn.looks) for turn in turns if isinstance(turn, Round)]
     assert max(*looks, MOST_SPOTS) <= MAX_LOOKS
 

@@ -306,6 +306,23 @@ def test_crowd_gets_the_answers_each_would_get_alone(
         )
 
 
+def test_small_faces_behind_a_large_one_are_found_where_asked_for(
+    client: httpx.Client, serve: Serve, networks: Networks, portrait: UInt8
+) -> None:
+    scene = np.full((480, 640, 3), 90, np.uint8)
+    scene[-400:, -400:] = portrait[:400, :400]
+    head = portrait[40:220, 160:340]
+    scene[30:72, 20:62] = cv2.resize(head, (42, 42), interpolation=cv2.INTER_AREA)
+    photo = jpeg(scene)
+    assert predict(client, photo)["faces_found"] == 1
+    both = predict(client, photo, search="thorough")
+    assert both["faces_found"] == 2
+    assert both["faces"][1]["box"]["x2"] < 62
+    with serve(networks, search="thorough").client() as thorough:
+        assert predict(thorough, photo)["faces_found"] == 2
+        assert predict(thorough, photo, search="quick")["faces_found"] == 1
+
+
 def test_settings_bound_what_a_client_may_ask(serve: Serve, scene: UInt8) -> None:
     with serve(max_faces=1).client() as client:
         assert len(predict(client, jpeg(scene))["faces"]) == 1

@@ -200,6 +200,7 @@ def test_compressed_body_is_not_read(client: httpx.Client, portrait_jpeg: bytes)
         "max_faces=100000",
         "min_score=2",
         "min_score=nan",
+        "search=deep",
         "class=anger",
         "explain=evidence&class=" + "x" * 100,
         "heat_map=overlay",

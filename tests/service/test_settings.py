@@ -67,6 +67,7 @@ def test_numbers_name_their_unit(name: str) -> None:
         ("max_image_pixels", "0"),
         ("max_faces", "0"),
         ("min_score", "1.5"),
+        ("search", "deep"),
         ("max_in_flight_images", "0"),
         ("deadline_ms", "0"),
         ("drain_seconds", "-1"),

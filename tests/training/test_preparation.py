@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.faces.alignment import ARCFACE_TEMPLATE, similarity_transform
 from service.faces.detector import FaceDetector
 from service.faces.face import Face
+from service.faces.looks import Search
 from service.runtime import SessionSettings
 from tests.training.made_up import (
     FacePictures,
@@ -40,11 +41,17 @@ class CountingDetector(FaceDetector):
     calls = 0
     interrupt_at = 0
 
-    def detect(self, image: NDArray[np.uint8], *, min_score: float | None = None) -> list[Face]:
+    def detect(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        min_score: float | None = None,
+        search: Search = "quick",
+    ) -> list[Face]:
         self.calls += 1
         if self.calls == self.interrupt_at:
             raise KeyboardInterrupt
-        return super().detect(image, min_score=min_score)
+        return super().detect(image, min_score=min_score, search=search)
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ class PredictOptions(_Model):
     """Read at most this many faces, the largest ones."""
     min_score: float | None = None
     """Count faces from this detection score on, 0..1."""
+    search: Literal["quick", "thorough"] | None = None
+    """thorough: look for small faces behind a large one, too, which takes longer."""
 
 
 class ModelVersion(_Model):

@@ -1085,6 +1085,8 @@ export interface operations {
                 max_faces?: number | null;
                 /** @description Count faces from this detection score on; default: the service's setting. */
                 min_score?: number | null;
+                /** @description thorough: look for small faces behind a large one, too, in two to four times the time; quick: where one face fills much of the photo, stop there. Default: the service's setting. */
+                search?: ("quick" | "thorough") | null;
             };
             header?: {
                 /** @description Milliseconds from the body's arrival to the reply; past it the reply is 504 and the work is dropped. Never more than the service's own deadline. */
@@ -1245,6 +1247,8 @@ export interface operations {
                 max_faces?: number | null;
                 /** @description Count faces from this detection score on; default: the service's setting. */
                 min_score?: number | null;
+                /** @description thorough: look for small faces behind a large one, too, in two to four times the time; quick: where one face fills much of the photo, stop there. Default: the service's setting. */
+                search?: ("quick" | "thorough") | null;
             };
             header?: {
                 /** @description Milliseconds from the body's arrival to the reply; past it the reply is 504 and the work is dropped. Never more than the service's own deadline. */
