@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import socket
 import struct
 import sys
@@ -34,6 +35,8 @@ ACCEPT_AGAIN_SECONDS = 0.01
 
 # In Linux's asm-generic/socket.h; Python's socket module does not name it.
 SO_ATTACH_FILTER = 26
+
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -144,9 +147,7 @@ def let_nobody_else_in(listener: socket.socket) -> None:
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of service.app.create_app; run it with a listening socket."""
     service: ServiceState = app.state.service
-    # Both ends of their sockets, twice while one starts.
-    engines = 4 * (settings.engines + settings.photo_threads)
-    _allow_files(2 * settings.max_connections + engines + OTHER_FILES)
+    settings = settings.model_copy(update={"max_connections": _possible_connections(settings)})
     shedder = None
     if settings.cors_origins is None:  # a page elsewhere can't read a refusal without its headers
         shedder = Shedder(lifecycle=service.lifecycle, metrics=service.metrics)
@@ -154,12 +155,39 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     return Server(config, service)
 
 
-def _allow_files(wanted: int) -> None:
-    """Shells allow 1024 open files though the system allows more: take what connections need."""
-    if sys.platform != "win32":
-        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if allowed < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, most), most))
+def _possible_connections(settings: Settings) -> int:
+    """max_connections, or fewer where the system does not allow so many open files.
+
+    Beyond what is allowed, the kernel's connections would be closed without a word, those of health
+    checks included.
+    """
+    # Both ends of their sockets, twice while one starts.
+    engines = 4 * (settings.engines + settings.photo_threads)
+    wanted = 2 * settings.max_connections + engines + OTHER_FILES
+    allowed = _allow_files(wanted)
+    if allowed >= wanted:
+        return settings.max_connections
+    possible = max(1, settings.max_connections * allowed // wanted)
+    logger.warning(
+        "max_connections needs %d open files (ulimit -n), and %d are allowed: %d connections "
+        "are taken",
+        wanted,
+        allowed,
+        possible,
+    )
+    return possible
+
+
+def _allow_files(wanted: int) -> int:
+    """Shells allow 1024 open files where the system allows more; how many of `wanted` it does."""
+    if sys.platform == "win32":
+        return wanted
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY or allowed >= wanted:
+        return wanted
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    return allowed
 
 
 def listen(host: str, port: int) -> socket.socket:
