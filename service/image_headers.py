@@ -46,6 +46,21 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"MM\0+", "TIFF"),
     (b"BM", "BMP"),
 )
+# What people send, too: known by name, so that they hear what to do about it.
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"%PDF-", "PDF"),
+    (b"<svg", "SVG"),
+    (b"\x1aE\xdf\xa3", "video"),
+)
+# Of files in the ISO base media format.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V "), "video"),
+}
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 0x21, 0x2C, 0x3B
 _GIF_COMMENT, _GIF_APPLICATION = 0xFE, 0xFF
@@ -88,6 +103,13 @@ def sniff_format(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return next((name for magic, name in _SIGNATURES if data.startswith(magic)), None)
+
+
+def foreign_format(data: bytes) -> str | None:
+    """What the bytes are, where they are a picture or document of a kind that is not read."""
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12])
+    return next((name for magic, name in _FOREIGN if data.startswith(magic)), None)
 
 
 def read_header(data: bytes, image_format: str) -> ImageHeader:

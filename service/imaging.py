@@ -32,7 +32,7 @@ from service.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
-from service.image_headers import check_directory, read_header, sniff_format
+from service.image_headers import check_directory, foreign_format, read_header, sniff_format
 
 # Pillow's own guard is one number for the process, and warns on standard error well below it. The
 # caller's limit replaces it: it is checked before Pillow may allocate.
@@ -123,13 +123,21 @@ def decode_image(
         )
     image_format = sniff_format(data)
     if image_format is None:
-        raise UnsupportedMediaTypeError("The bytes are no JPEG, PNG, WebP, GIF, BMP or TIFF image.")
+        raise UnsupportedMediaTypeError(_not_read(data))
     try:
         return _decode(data, image_format, limits.max_pixels, admit, enough)
     except MemoryError as error:
         raise ImageTooLargeError("There is not enough memory to decode the image.") from error
     except _DECODER_ERRORS as error:
         raise InvalidImageError(_what_is_wrong(image_format, error)) from error
+
+
+def _not_read(data: bytes) -> str:
+    kinds = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+    kind = foreign_format(data)
+    if kind is None:
+        return f"The bytes are no {kinds} image."
+    return f"{kind} is not read here; make it a {kinds} image first."
 
 
 def from_pillow(image: Image.Image, limits: ImageLimits) -> DecodedImage:

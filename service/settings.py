@@ -6,8 +6,10 @@ of the same name; the flag wins.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,10 @@ ENV_PREFIX = "LAN_FER_"
 MODELS = Path(__file__).resolve().parent.parent / "models"
 MEBIBYTE = 1024 * 1024
 CGROUP = Path("/sys/fs/cgroup")
+# Kubernetes puts the addresses of a namespace's services into the environment, named after them.
+_SERVICE_LINK = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 
 class Settings(BaseSettings):
@@ -279,13 +285,31 @@ class Settings(BaseSettings):
 def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - text of flags, checked by Settings
     """Settings from `given` values, else the environment, else defaults.
 
-    Raises SettingsError with one line that names each wrong setting.
+    Raises SettingsError with one line that names each wrong setting. A variable of the environment
+    that is none is wrong, too: one that was to ask for keys would else leave the service open.
     """
+    unknown = [_unknown(name) for name in sorted(map(str.upper, os.environ)) if _is_unknown(name)]
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except ValidationError as error:
-        wrong = (f"{_name(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False))
-        raise SettingsError(f"wrong settings: {'; '.join(wrong)}") from error
+        wrong = [f"{_name(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise SettingsError(f"wrong settings: {'; '.join(wrong + unknown)}") from error
+    if unknown:
+        raise SettingsError(f"wrong settings: {'; '.join(unknown)}")
+    return settings
+
+
+def _is_unknown(variable: str) -> bool:
+    name = variable.removeprefix(ENV_PREFIX)
+    is_ours = name != variable and not _SERVICE_LINK.fullmatch(name)
+    return is_ours and name.lower() not in Settings.model_fields
+
+
+def _unknown(variable: str) -> str:
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    like = difflib.get_close_matches(variable, known, n=1)
+    hint = f"; did you mean {like[0]}?" if like else ""
+    return f"{variable}: there is no such setting{hint}"
 
 
 def _name(location: tuple[int | str, ...]) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from service.errors import ImageFileError
 
-# What imaging reads.
+# What imaging reads, and kinds that it does not: better said so than left out without a word.
 PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+    + (".avif", ".heic", ".heif", ".hif", ".jp2", ".jxl")
 )
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")

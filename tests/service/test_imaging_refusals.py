@@ -55,6 +55,22 @@ def test_what_is_no_known_image_format_is_an_unsupported_media_type(data: bytes)
         decode_image(data, LIMITS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("AVIF", encoded(Image.new("RGB", (8, 8)), "AVIF")),
+        ("HEIC", b"\0\0\0\x18ftypheic" + bytes(40)),
+        ("JPEG 2000", encoded(Image.new("RGB", (8, 8)), "JPEG2000")),
+        ("PDF", encoded(Image.new("RGB", (8, 8)), "PDF")),
+        ("video", b"\0\0\0\x1cftypmp42" + bytes(40)),
+    ],
+)
+def test_other_kinds_of_pictures_are_called_by_name(kind: str, data: bytes) -> None:
+    wanted = f"^{kind} is not read here; make it a JPEG, PNG, WebP, GIF, BMP or TIFF image first"
+    with pytest.raises(UnsupportedMediaTypeError, match=wanted):
+        decode_image(data, LIMITS)
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.7, 0.95])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_a_truncated_jpeg_says_so(keep: float, options: dict[str, object]) -> None:

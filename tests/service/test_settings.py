@@ -86,6 +86,28 @@ def test_wrong_value_is_one_line_that_names_the_setting(
     assert "\n" not in caught.value.detail
 
 
+@pytest.mark.parametrize("variable", ["LAN_FER_API_KEY", "lan_fer_apikeys"])
+def test_variable_that_is_no_setting_is_refused(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that was to ask for keys must not start open."""
+    monkeypatch.setenv(variable, "app=very-secret")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(max_faces="0")
+    hint = "there is no such setting; did you mean LAN_FER_API_KEYS?"
+    assert f"{variable.upper()}: {hint}" in caught.value.detail
+    assert "max_faces" in caught.value.detail
+    assert "secret" not in caught.value.detail
+    with pytest.raises(SettingsError, match="no such setting"):
+        load_settings()
+
+
+def test_addresses_that_kubernetes_adds_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "WEB_PORT", "PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(ENV_PREFIX + name, "tcp://10.0.0.1:8000")
+    assert load_settings().port == 8000
+
+
 def test_flag_wins_over_environment_wins_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAN_FER_MAX_FACES", "5")
     monkeypatch.setenv("LAN_FER_MIN_SCORE", "0.25")
