@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from docs.api_page import openapi, page
 from service.cli import build_parser
@@ -116,6 +122,31 @@ def test_requests_answer(
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_answer_in_readme_is_what_comes(
+    server: RunningServer, portrait: NDArray[np.uint8]
+) -> None:
+    [example] = re.findall(r"^```json\n(.*?)^```", text_of("README.md"), re.M | re.S)
+    buffer = io.BytesIO()
+    Image.fromarray(portrait).save(buffer, "JPEG", quality=95)
+    with server.client() as client:
+        reply = client.post("/predict", files={"file": buffer.getvalue()}).json()
+    assert_shortened(json.loads(example), reply)
+
+
+def assert_shortened(example: Any, whole: Any) -> None:  # noqa: ANN401 - JSON
+    """Numbers may differ by what other CPUs and the float32 file make of them."""
+    if isinstance(example, dict):
+        for name, value in example.items():
+            assert_shortened(value, whole[name])
+    elif isinstance(example, list):
+        for value, other in zip(example, whole, strict="..." not in example):
+            assert_shortened(value, other)
+    elif isinstance(example, float):
+        assert example == pytest.approx(whole, abs=0.05 if abs(example) <= 1 else 1.5)
+    elif example != "...":
+        assert example == whole
 
 
 def test_the_api_page_is_fresh() -> None:
