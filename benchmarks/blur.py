@@ -9,6 +9,7 @@ crop. Prints one line for each strength.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import ServiceError
 from service.expression import ExpressionModel
 from service.faces.quality import sharpness
 from service.pipeline import load_networks
 from service.settings import load_settings
 from training.crops import CropDataset
 from training.datasets import ferplus
+from training.datasets.records import DatasetError
 from training.preparation import prepare
 
 STRENGTHS = (0.0, 1.5, 2.5, 3.2, 4.0, 6.0)
@@ -42,14 +45,23 @@ def answers(model: ExpressionModel, crops: list[UInt8]) -> NDArray[np.int64]:
     return np.array([reading.probabilities.argmax() for reading in readings])
 
 
-def main() -> None:
-    """Read the crops, then blur and measure them."""
+def main(arguments: list[str] | None = None) -> int:
+    """Data or networks that are not there print one line and give exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--every", type=int, default=8)
-    options = parser.parse_args()
-    networks = load_networks(load_settings())
+    try:
+        run(parser.parse_args(arguments))
+    except (DatasetError, ServiceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read the crops, then blur and measure them. Raises DatasetError, ServiceError."""
     split = ferplus.load_split(options.data, "valid")
+    networks = load_networks(load_settings())
     split = split.subset(np.arange(len(split)) % options.every == 0)
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(split.paths, Path(folder) / "landmarks.jsonl", networks.detector)
@@ -67,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

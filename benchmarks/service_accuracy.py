@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ import httpx
 import numpy as np
 
 from training.datasets import ferplus
+from training.datasets.records import DatasetError
 from training.preparation import read_image
 from training.progress import progress
 
@@ -42,15 +44,24 @@ def answer(client: httpx.Client, body: bytes) -> str | None:
     return str(faces[0]["expression"]["label"]) if faces else None
 
 
-def main() -> None:
-    """Send the split, print the figures."""
+def main(arguments: list[str] | None = None) -> int:
+    """Data that is not there prints one line and gives exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--enlarge", type=float, default=1)
     parser.add_argument("--border", type=int, default=0)
     parser.add_argument("--clients", type=int, default=4)
-    options = parser.parse_args()
+    try:
+        run(parser.parse_args(arguments))
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Send the split, print the figures. Raises DatasetError."""
     split = ferplus.load_split(options.data, "valid")
 
     def ask(path: Path) -> str | None:
@@ -75,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -99,7 +99,8 @@ class Recognizer:
         the upright photo.
 
         Raises RequestError (the photo or an option is at fault), ImageFileError (the path cannot
-        be read), InferenceError, TypeError and ValueError (an array of another type or shape).
+        be read), InferenceError, TypeError (no photo, no PredictOptions), ValueError (an array of
+        another type or shape), and RuntimeError once the recognizer is closed.
         """
         return self._answer(photo, options, draw=False).reply
 
@@ -116,9 +117,12 @@ class Recognizer:
 
         A photo that cannot be read gives the error that `predict` would raise, and the others go
         on. Takes photos from the iterable as it goes, so that it may be endless.
+
+        Raises what `predict` raises beside a ServiceError, TypeError for a photo alone, and
+        InvalidOptionError.
         """
-        for answer in self.answer_many(photos, options):
-            yield answer.reply if isinstance(answer, Answer) else answer
+        answers = self.answer_many(photos, options)
+        return (answer.reply if isinstance(answer, Answer) else answer for answer in answers)
 
     def answer_many(
         self,
@@ -128,7 +132,14 @@ class Recognizer:
         draw: bool = False,
     ) -> Iterator[Answer | ServiceError]:
         """As predict_many, with the drawn pictures where `draw` asks for them."""
+        # Not a generator: what is wrong with the call is raised by the call.
+        _require_several(photos)
         self._check(options)
+        return self._answers(photos, options, draw=draw)
+
+    def _answers(
+        self, photos: Iterable[Photo], options: PredictOptions, *, draw: bool
+    ) -> Iterator[Answer | ServiceError]:
         pending: deque[Future[Answer]] = deque()
         try:
             for photo in photos:
@@ -180,8 +191,8 @@ class Recognizer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _check(self, options: PredictOptions) -> None:
-        if self._loop.is_closed():
-            raise RuntimeError("the recognizer has been closed")
+        if not isinstance(options, PredictOptions):
+            raise TypeError(f"options are a PredictOptions, not {type(options).__name__}")
         labels = self.networks.classifier.contract.labels
         check_options(options, max_faces=self.settings.max_faces, labels=labels)
 
@@ -190,6 +201,9 @@ class Recognizer:
         return self._submit(photo, options, draw=draw).result()
 
     def _submit(self, photo: Photo, options: PredictOptions, *, draw: bool) -> Future[Answer]:
+        # Here and not in _check: between two photos of many, too, it may have been closed.
+        if self._loop.is_closed():
+            raise RuntimeError("the recognizer has been closed")
         self._permits.acquire()
         work = self._recognize(photo, options, draw=draw)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -216,6 +230,16 @@ def _outcome(future: Future[Answer]) -> Answer | ServiceError:
         return error
 
 
+def _require_several(photos: object) -> None:
+    """Raises TypeError for one photo, which would be taken letter by letter or row by row."""
+    alone = isinstance(photos, str | Path | bytes | bytearray | memoryview | Image.Image)
+    if alone or (isinstance(photos, np.ndarray) and photos.ndim == 3):
+        raise TypeError(
+            f"photos are a list of photos, not one alone ({type(photos).__name__}); "
+            "put it into a list, or call predict or draw"
+        )
+
+
 def _open(photo: Photo, limits: ImageLimits) -> bytes | DecodedImage:
     """The photo as the pipeline takes it: bytes of a file, or pixels."""
     if isinstance(photo, str | Path):
@@ -233,14 +257,19 @@ def _open(photo: Photo, limits: ImageLimits) -> bytes | DecodedImage:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """The bytes of `path`. Raises ImageFileError, or PayloadTooLargeError before it is read."""
+    """The bytes of `path`. Raises ImageFileError, or PayloadTooLargeError before it is read.
+
+    Both begin with the path: where several files are read, it says which one it was.
+    """
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise PayloadTooLargeError(f"The file has {size} bytes; at most {max_bytes} are taken.")
+            raise PayloadTooLargeError(
+                f"{path}: The file has {size} bytes; at most {max_bytes} are taken."
+            )
         return path.read_bytes()
     except OSError as error:
-        raise ImageFileError(f"The file cannot be read ({error.strerror}).") from error
+        raise ImageFileError(f"{path}: The file cannot be read ({error.strerror}).") from error
 
 
 def _checked(pixels: UInt8) -> UInt8:

@@ -18,7 +18,14 @@ except ImportError as error:
     ) from error
 
 MAX_TRACKS = 12  # the longest; more would not be seen
+SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_INCHES, TRACK_INCHES, MARGIN_INCHES = 10.0, 1.6, 1.2
+
+
+def require_suffix(path: Path) -> None:
+    """Raises OutputError where the suffix of `path` is not one of SUFFIXES."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"{path}: a timeline's suffix is one of {', '.join(SUFFIXES)}.")
 
 
 def draw_timeline(points: Iterable[TimelinePoint], path: Path, *, title: str) -> None:
@@ -48,8 +55,8 @@ def draw_timeline(points: Iterable[TimelinePoint], path: Path, *, title: str) ->
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, bbox_inches="tight", dpi=120)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: the timeline cannot be written ({error}).") from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings
 from service.commands.progress import Bar, progress
-from service.errors import ServiceError
+from service.errors import ImageFileError, RequestError, ServiceError
 from service.sources import find_sources
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PHOTO", help="photo, folder or pattern")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)"
+        "--seconds", type=_span, default=5.0, help="of each measurement (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="numbers for a program")
     add_settings(parser.add_argument_group("networks and limits"), NETWORK_SETTINGS)
@@ -49,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     with Recognizer.load(**given_settings(arguments)) as recognizer:
         limit = recognizer.settings.max_body_bytes
-        photos = [read_file(path, limit) for path in find_sources(arguments.paths)]
-        faces = sum(len(recognizer.predict(photo).faces) for photo in photos)  # warms up too
+        paths = find_sources(arguments.paths)
+        photos = [read_file(path, limit) for path in paths]
+        # Warms up too.
+        faces = sum(_faces_in(recognizer, *named) for named in zip(paths, photos, strict=True))
         with progress(2, "measurements") as bar:
             report = {
                 "photos": len(photos),
@@ -61,6 +65,24 @@ def run(arguments: argparse.Namespace) -> int:
             }
     print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
     return 0
+
+
+def _span(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
+def _faces_in(recognizer: Recognizer, path: Path, photo: bytes) -> int:
+    """How many faces. Raises ImageFileError, which names the file that is no photo."""
+    try:
+        return len(recognizer.predict(photo).faces)
+    except RequestError as error:
+        raise ImageFileError(f"{path}: {error.detail}") from error
 
 
 def _one_at_a_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -65,7 +66,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     )
     video.add_argument(
         "--smooth",
-        type=float,
+        type=_time_constant,
         metavar="SECONDS",
         help=f"time constant of the smoothed probabilities; 0: none (default: {SMOOTH_SECONDS})",
     )
@@ -142,7 +143,9 @@ def _read_photos(sources: Sequence[Path], arguments: argparse.Namespace) -> int:
             failures: list[tuple[str, str]] = []
             for source, answer in answers:
                 if isinstance(answer, ServiceError):
-                    failures.append((str(source), answer.detail))
+                    # The report names each photo; a file that cannot be read names itself.
+                    detail = answer.detail.removeprefix(f"{source}: ")
+                    failures.append((str(source), detail))
                 else:
                     _keep(source, answer, output, arguments.draw)
                 bar.update()
@@ -174,3 +177,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
+
+
+def _time_constant(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+    return seconds

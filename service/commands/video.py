@@ -37,6 +37,10 @@ def read_video(
     """Read one frame in `every` to a timeline: one row a face and frame. Raises a ServiceError."""
     if arguments.resume:
         raise OutputError("a video cannot be gone on with (--resume): tracks begin at its start.")
+    if arguments.timeline is not None:
+        from service.timeline import require_suffix  # matplotlib is asked for now, not at the end
+
+        require_suffix(arguments.timeline)
     info = video_info(path)
     kind = format_of(arguments.output, arguments.format)
     follower = FaceFollower(smooth_seconds=smooth_seconds)

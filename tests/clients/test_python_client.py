@@ -108,6 +108,20 @@ def test_missing_file_is_the_callers_error() -> None:
         client.predict("no-such.jpg")
 
 
+@pytest.mark.parametrize(
+    "alone", ["photo.jpg", Path("photo.jpg"), b"photo", bytearray(b"photo"), memoryview(b"photo")]
+)
+def test_batch_of_one_photo_alone_is_refused(alone: str | Path | bytes) -> None:
+    async def call() -> None:
+        async with AsyncClient() as client:
+            await client.predict_batch(alone)  # type: ignore[arg-type]
+
+    with Client() as client, pytest.raises(TypeError, match="a list of photos, not one alone"):
+        client.predict_batch(alone)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a list of photos, not one alone"):
+        asyncio.run(call())
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_models_are_the_services(name: str) -> None:
     ours = getattr(models, name)

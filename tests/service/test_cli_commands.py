@@ -44,6 +44,27 @@ def test_wrong_use_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong", "right"),
+    [
+        ("bench", ("0", "-1", "nan", "inf", "soon"), "0.1"),
+        ("predict", ("-1", "-0.1", "nan", "inf", "soon"), "0"),
+    ],
+)
+def test_seconds_have_their_bounds(
+    command: str, wrong: tuple[str, ...], right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = {"bench": "--seconds", "predict": "--smooth"}[command]
+    for text in wrong:
+        with pytest.raises(SystemExit) as ended:
+            build_parser().parse_args([command, "a.mp4", flag, text])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert f"argument {flag}: '{text}' is no number of seconds" in error
+    given = build_parser().parse_args([command, "a.mp4", flag, right])
+    assert getattr(given, flag.removeprefix("--")) == float(right)
+
+
 def test_help_loads_neither_web_framework_nor_torch() -> None:
     script = "import sys, service.cli; service.cli.build_parser(); "
     script += "print(sorted({'fastapi', 'torch', 'ray', 'pyarrow'} & set(sys.modules)))"
@@ -79,7 +100,18 @@ def test_bench(tmp_path: Path, portrait_jpeg: bytes, capsys: pytest.CaptureFixtu
     assert 0 < stages["detect"]["median"] <= stages["total"]["p95"]
     assert main(command) == 0
     assert "photos a second" in capsys.readouterr().out
-    assert main(["bench", str(tmp_path / "none.jpg")]) == 1
+
+
+def test_bench_names_the_file_that_it_cannot_read(
+    tmp_path: Path, portrait_jpeg: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, text, missing = (tmp_path / name for name in ("photo.jpg", "text.txt", "none.jpg"))
+    photo.write_bytes(portrait_jpeg)
+    text.write_text("no photo")
+    for wrong, why in ((text, "The bytes are no JPEG"), (missing, "The file cannot be read")):
+        assert main(["bench", str(photo), str(wrong), "--seconds", "0.1"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"lan-fer: {wrong}: {why}")
 
 
 def test_trainings_commands_are_a_group() -> None:

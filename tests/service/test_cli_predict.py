@@ -64,7 +64,8 @@ def test_files_patterns_and_standard_input(
     out, err = capsys.readouterr()
     names = ["photo2.png", "photo10.PNG", "below/grey.jpg"]
     assert sources(out) == [str(photos / name) for name in names]
-    assert "missing.png: The file cannot be read (No such file or directory)." in err
+    missing = photos / "missing.png"
+    assert f"  {missing}: The file cannot be read (No such file or directory)." in err.splitlines()
 
 
 @pytest.mark.parametrize("name", ["none/*.jpg", "empty"])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -156,6 +158,7 @@ def test_many_keep_their_order_and_say_what_is_wrong(
     assert first.image.width == 640
     assert isinstance(second, UnsupportedMediaTypeError)
     assert isinstance(third, ImageFileError)
+    assert third.detail.startswith(f"{tmp_path / 'none.jpg'}: ")
     assert "No such file" in third.detail
     assert isinstance(fourth, PredictReply)
     assert fourth.image.width == 512
@@ -168,6 +171,38 @@ def test_many_takes_photos_as_it_goes(recognizer: Recognizer, portrait: UInt8) -
     assert next(taken) < 40
     with pytest.raises(InvalidOptionError):
         next(recognizer.predict_many(endless, PredictOptions(class_="anger")))
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        "photo.jpg",
+        Path("photo.jpg"),
+        b"photo",
+        bytearray(b"photo"),
+        memoryview(b"photo"),
+        Image.new("RGB", (8, 8)),
+        np.zeros((8, 8, 3), np.uint8),
+    ],
+)
+def test_many_refuses_one_photo_at_the_call(recognizer: Recognizer, alone: Photo) -> None:
+    for read in (recognizer.predict_many, recognizer.answer_many):
+        with pytest.raises(TypeError, match="a list of photos, not one alone"):
+            read(alone)  # type: ignore[arg-type]
+
+
+def test_many_takes_photos_of_one_array(recognizer: Recognizer, portrait: UInt8) -> None:
+    replies = list(recognizer.predict_many(np.stack([portrait, portrait[:, ::-1]])))
+    assert [reply.faces_found for reply in replies if isinstance(reply, PredictReply)] == [1, 1]
+
+
+def test_options_of_another_type_are_refused(recognizer: Recognizer, portrait: UInt8) -> None:
+    wrong: Any = "evidence"
+    for read in (recognizer.predict, recognizer.draw):
+        with pytest.raises(TypeError, match="options are a PredictOptions, not str"):
+            read(portrait, wrong)
+    with pytest.raises(TypeError, match="options are a PredictOptions, not str"):
+        recognizer.predict_many([portrait], wrong)
 
 
 @pytest.mark.parametrize(
@@ -193,14 +228,14 @@ def test_limits_hold(networks: Networks, portrait: UInt8, tmp_path: Path) -> Non
     path = tmp_path / "noise.png"
     Image.fromarray(portrait).save(path)
     small = load_settings(max_body_bytes=2048, max_image_pixels=10_000)
-    cases: list[tuple[Photo, type[ProblemError]]] = [
-        (path, PayloadTooLargeError),
-        (path.read_bytes(), PayloadTooLargeError),
-        (Image.fromarray(portrait), ImageTooLargeError),
+    cases: list[tuple[Photo, type[ProblemError], str]] = [
+        (path, PayloadTooLargeError, f"^{re.escape(str(path))}: "),
+        (path.read_bytes(), PayloadTooLargeError, "at most 2048"),
+        (Image.fromarray(portrait), ImageTooLargeError, "pixels"),
     ]
     with Recognizer(networks, small) as limited:
-        for photo, expected in cases:
-            with pytest.raises(expected):
+        for photo, expected, why in cases:
+            with pytest.raises(expected, match=why):
                 limited.predict(photo)
 
 
@@ -213,10 +248,13 @@ def test_load_reports_what_is_wrong() -> None:
 
 def test_closed_recognizer_says_so(networks: Networks, portrait: UInt8) -> None:
     own = Recognizer(networks, Settings())
+    answers = own.predict_many([portrait])
     own.close()
     own.close()
     with pytest.raises(RuntimeError, match="closed"):
         own.predict(portrait)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(answers)
 
 
 def test_a_script_that_closes_nothing_ends(tmp_path: Path, portrait: UInt8) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.cli import main
-from service.errors import ImageFileError
+from service.errors import ImageFileError, OutputError
+from service.timeline import draw_timeline
 from service.video import VideoWriter, read_frames, video_info
 
 UInt8 = NDArray[np.uint8]
@@ -102,6 +103,34 @@ def test_what_a_video_cannot_have(
     assert main(["predict", str(clip), *more]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
+
+
+@pytest.mark.parametrize("name", ["clip.foo", "clip.jpg", "clip"])
+def test_timeline_of_another_suffix_is_refused_before_anything_is_read(
+    clip: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, picture = tmp_path / "clip.csv", tmp_path / name
+    assert main(["predict", str(clip), "-o", str(output), "--timeline", str(picture)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"lan-fer: {picture}: a timeline's suffix is one of .png, .svg, .pdf."
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["clip.PNG", "clip.svg", "clip.pdf"])
+def test_timeline_of_every_suffix_that_the_help_names(
+    clip: Path, tmp_path: Path, name: str
+) -> None:
+    output, picture = tmp_path / "clip.csv", tmp_path / name
+    command = ["predict", str(clip), "--every", "7", "-o", str(output)]
+    assert main([*command, "--timeline", str(picture)]) == 0
+    start = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[picture.suffix.lower()]
+    assert picture.read_bytes().startswith(start)
+
+
+def test_timeline_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="the timeline cannot be written"):
+        draw_timeline([], tmp_path / "file" / "clip.png", title="clip")
 
 
 def test_broken_off_video_gives_what_it_has(clip: Path, tmp_path: Path) -> None:

@@ -42,7 +42,16 @@ class Call:
 def predict_call(
     path: str, photos: Sequence[Photo], options: PredictOptions, *, accept: str = "application/json"
 ) -> Call:
-    """Photos to be read. Raises OSError where a file cannot be read."""
+    """Photos to be read.
+
+    Raises OSError where a file cannot be read, TypeError for a photo alone, which would be taken
+    letter by letter.
+    """
+    if isinstance(photos, str | Path | bytes | bytearray | memoryview):
+        raise TypeError(
+            f"photos are a list of photos, not one alone ({type(photos).__name__}); "
+            "put it into a list, or call predict"
+        )
     given = options.model_dump(exclude_defaults=True, by_alias=True)
     return Call(
         "POST",

@@ -61,7 +61,10 @@ class Client:
     def predict_batch(
         self, photos: Sequence[Photo], options: PredictOptions = DEFAULT_OPTIONS
     ) -> list[PredictReply | Problem]:
-        """A reply, or what is wrong, for each photo in order, in one call. Raises as predict."""
+        """A reply, or what is wrong, for each photo in order, in one call.
+
+        Raises as predict, and TypeError for a photo that is not in a list.
+        """
         return answers(self._send(predict_call("/predict/batch", photos, options)))
 
     def draw(
