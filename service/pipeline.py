@@ -26,12 +26,11 @@ from service.faces.detector import (
     NOTHING,
     FaceDetector,
     Placement,
-    largest_first,
     merge,
-    refined,
 )
 from service.faces.face import Face
-from service.faces.looks import FINE_SIDES, Found, Look, Search, closer_look
+from service.faces.looks import FINE_SIDES, Found, Look, Search
+from service.faces.refining import refinements
 from service.imaging import DecodedImage, ImageLimits, decode_image
 from service.observing import NETWORKS, Load, Observer, Stage
 from service.precision import load_detector, load_expression
@@ -528,15 +527,16 @@ class Pipeline:
     def _refine(
         self, image: DecodedImage, faces: Sequence[Face], task: Task
     ) -> Generator[_Wanted, list[Any], Sequence[Face]]:
-        """The faces, those with coarse landmarks after a closer look."""
-        height, width = image.pixels.shape[:2]
-        looks = {face: closer_look(face, height, width) for face in faces}
-        wanted = {face: look for face, look in looks.items() if look is not None}
-        if not wanted:
-            return faces
-        closer = yield from self._look(image, tuple(wanted.values()), task)
-        better = dict(zip(wanted, map(refined, wanted, closer), strict=True))
-        return largest_first(better.get(face, face) for face in faces)
+        """The faces with better landmarks, where further looks show them."""
+        steps = refinements(faces, *image.pixels.shape[:2])
+        found: Sequence[Found] | None = None  # which starts it
+        while True:
+            try:
+                looks = steps.send(found)
+            except StopIteration as end:
+                refined: Sequence[Face] = end.value
+                return refined
+            found = yield from self._look(image, looks, task)
 
     def _subjects(self, image: DecodedImage, faces: Sequence[Face], task: Task) -> list[_Subject]:
         """What the classifier reads, with enough pixels for its crops."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InferenceError, ModelContractError
-from service.faces.face import Face, longer_side, middle
+from service.faces.alignment import warp_crop
+from service.faces.face import Face, largest_first, longer_side, middle
 from service.faces.looks import (
     CANVAS_SIZES,
     DOUBT_SCORE,
-    FACE_MIN_IOU,
     SMALL_FACE,
     SMALL_FACE_MIN_SCORE,
     SMALL_SIDE,
@@ -30,12 +30,13 @@ from service.faces.looks import (
     Look,
     Search,
     Turn,
-    closer_look,
     plan_rounds,
 )
+from service.faces.refining import refinements
 from service.runtime import LoadedModel, SessionSettings, load_model
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 
 # What the network was trained with: BGR minus these means, no scaling.
@@ -102,6 +103,9 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
     `min_score` (0..1) overrides the look's thresholds.
     """
     image_size = (image.shape[0], image.shape[1])
+    if look.turn:
+        pixels = warp_crop(image, _turning(look), look.canvas[0])
+        return Placement(pixels, look, (0, 0), image_size, min_score)
     if look.region is not None:
         x1, y1, x2, y2 = look.region
         image = image[y1:y2, x1:x2]
@@ -117,6 +121,16 @@ def place(image: UInt8, look: Look, min_score: float | None = None) -> Placement
         border = cv2.BORDER_REPLICATE
         pixels = np.asarray(cv2.copyMakeBorder(image, top, below, left, right, border), np.uint8)
     return Placement(pixels, look, (left, top), image_size, min_score)
+
+
+def _turning(look: Look) -> Float64:
+    """The affine [2,3] from image pixels to those of a turned look's square canvas."""
+    assert look.region is not None
+    x1, y1, x2, y2 = look.region
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    matrix = np.asarray(cv2.getRotationMatrix2D((x, y), look.turn, look.scale), np.float64)
+    matrix[:, 2] += look.canvas[0] / 2 - np.array((x, y))
+    return matrix
 
 
 def network_input(canvases: Sequence[UInt8]) -> Float32:
@@ -269,11 +283,6 @@ def _lies_on(doubt: Face, faces: Iterable[Face]) -> bool:
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
 
-def largest_first(faces: Iterable[Face]) -> list[Face]:
-    """By the area of their boxes."""
-    return sorted(faces, key=_area, reverse=True)
-
-
 def _without_pieces(
     faces: Sequence[Face], known: Sequence[Face], *, of_stronger: bool = False
 ) -> list[Face]:
@@ -296,22 +305,6 @@ def _without_pieces(
     return [face for face, part in zip(faces, piece.any(1), strict=True) if not part]
 
 
-def refined(face: Face, closer: Found) -> Face:
-    """The face as a closer look shows it; as it was where that look misses it."""
-    overlaps = [_overlap(face, other) for other in closer.faces]
-    if not overlaps or max(overlaps) < FACE_MIN_IOU:
-        return face
-    seen = closer.faces[overlaps.index(max(overlaps))]
-    return replace(seen, score=max(seen.score, face.score))
-
-
-def _overlap(one: Face, other: Face) -> float:
-    """Intersection over union of the boxes."""
-    sides = np.minimum(one.box[2:], other.box[2:]) - np.maximum(one.box[:2], other.box[:2])
-    shared = float(sides.clip(0).prod())
-    return shared / (_area(one) + _area(other) - shared)
-
-
 def in_image_frame(found: Found, placement: Placement) -> Found:
     """From canvas to image pixels.
 
@@ -330,11 +323,10 @@ def _moved(faces: Iterable[Face], placement: Placement) -> tuple[list[Face], lis
     whole: list[Face] = []
     cut: list[Face] = []
     for face in faces:
-        points = _in_image(np.concatenate((face.box.reshape(2, 2), face.landmarks)), placement)
-        corners, landmarks = points[:2], points[2:]
+        corners, landmarks = _points_in_image(face, placement)
         box = _box_in_image(corners, placement)
         if box is not None and _spread(landmarks) > LEAST_SPREAD:
-            moved = Face(box, landmarks, face.score, longer_side(face))
+            moved = Face(box, landmarks, face.score, longer_side(face), placement.look.turn)
             (cut if _is_cut(corners, placement) else whole).append(moved)
     return whole, cut
 
@@ -359,17 +351,29 @@ def _box_in_image(corners: Float32, placement: Placement) -> Float32 | None:
     )
 
 
-def _in_image(points: Float32, placement: Placement) -> Float32:
-    """Points [N,2] of the canvas, in image pixels."""
-    moved = (points - np.array(placement.offset, np.float32)) / placement.look.scale
-    if placement.look.region is not None:
-        moved += np.array(placement.look.region[:2], np.float32)
-    return np.asarray(moved, np.float32)
+def _points_in_image(face: Face, placement: Placement) -> tuple[Float32, Float32]:
+    """The corners [2,2] of its box and its landmarks [5,2], from canvas to image pixels.
+
+    In a turned look the box keeps its sides, and turns only with its middle.
+    """
+    look, corners = placement.look, face.box.reshape(2, 2)
+    if look.turn:
+        back = cv2.invertAffineTransform(_turning(look))
+        points = (
+            np.concatenate((corners.mean(0)[None], face.landmarks)) @ back[:, :2].T + back[:, 2]
+        )
+        corners = points[0] + (corners - corners.mean(0)) / look.scale
+        return np.asarray(corners, np.float32), np.asarray(points[1:], np.float32)
+    points = np.concatenate((corners, face.landmarks))
+    moved = (points - np.array(placement.offset, np.float32)) / look.scale
+    if look.region is not None:
+        moved += np.array(look.region[:2], np.float32)
+    return moved[:2], moved[2:]
 
 
 def _is_cut(corners: Float32, placement: Placement) -> bool:
     """Whether a border of the look's region, other than the image's own, goes through a box."""
-    if placement.look.region is None:
+    if placement.look.region is None or placement.look.turn:
         return False
     height, width = placement.image_size
     x1, y1, x2, y2 = placement.look.region
@@ -440,12 +444,14 @@ class FaceDetector:
             placements = [self.place(image, look, min_score) for look in turn.wanted(found)]
             if placements:
                 found = merge(found, [self.find([placement])[0] for placement in placements])
-        faces = []
-        for face in found.faces:
-            look = closer_look(face, height, width)
-            closer = None if look is None else self.find([self.place(image, look, min_score)])[0]
-            faces.append(face if closer is None else refined(face, closer))
-        return largest_first(faces)
+        steps = refinements(found.faces, height, width)
+        closer: list[Found] | None = None  # which starts it
+        while True:
+            try:
+                looks = steps.send(closer)
+            except StopIteration as end:
+                return list(end.value)
+            closer = [self.find([self.place(image, look, min_score)])[0] for look in looks]
 
     def _require_sound_outputs(self, source: str) -> None:
         """One run on the smallest canvas: shapes as promised, every number finite."""
@@ -468,8 +474,3 @@ class FaceDetector:
         """Run every canvas size once, so that no request pays for a first time."""
         for height, width in CANVAS_SIZES:
             self._run(np.zeros((1, 3, height, width), np.float32))
-
-
-def _area(face: Face) -> float:
-    x1, y1, x2, y2 = face.box.tolist()
-    return float((x2 - x1) * (y2 - y1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,8 @@ class Face:
     """0..1."""
     seen_side: float = math.inf
     """Longer side of the box in pixels of the canvas it was seen on: how fine the landmarks are."""
+    turn: float = 0.0
+    """Degrees clockwise by which the look that showed the landmarks was turned."""
 
     def within(self, size: tuple[int, int]) -> Face:
         """The same face, its box cut at an image of `size` (height, width)."""
@@ -42,6 +45,32 @@ def longer_side(face: Face) -> float:
     """Of its box, in the pixels it is given in."""
     x1, y1, x2, y2 = face.box.tolist()
     return float(max(x2 - x1, y2 - y1))
+
+
+def area(face: Face) -> float:
+    """Of its box."""
+    x1, y1, x2, y2 = face.box.tolist()
+    return float((x2 - x1) * (y2 - y1))
+
+
+def overlap(one: Face, other: Face) -> float:
+    """Intersection over union of the boxes."""
+    sides = np.minimum(one.box[2:], other.box[2:]) - np.maximum(one.box[:2], other.box[:2])
+    shared = float(sides.clip(0).prod())
+    return shared / (area(one) + area(other) - shared)
+
+
+def largest_first(faces: Iterable[Face]) -> list[Face]:
+    """By the area of their boxes."""
+    return sorted(faces, key=area, reverse=True)
+
+
+def lean(face: Face) -> float:
+    """Degrees clockwise, -180..180, by which its landmarks lean from upright."""
+    (left_eye, right_eye, _, mouth_left, mouth_right) = face.landmarks.tolist()
+    across = mouth_left[0] + mouth_right[0] - left_eye[0] - right_eye[0]
+    down = mouth_left[1] + mouth_right[1] - left_eye[1] - right_eye[1]
+    return math.degrees(math.atan2(-across, down))
 
 
 def middle(face: Face) -> tuple[float, float]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from service.detector_int8 import main, quantise_detector
 from service.errors import ModelFileError
-from service.faces.detector import FaceDetector, _overlap
+from service.faces.detector import FaceDetector
+from service.faces.face import overlap
 from service.precision import load_detector
 from service.runtime import Precision, SessionSettings
 from service.settings import Settings
@@ -43,7 +44,7 @@ def test_it_finds_what_the_float32_network_finds(
     )
     assert len(found) == len(exact) == 1
     assert found[0].score == pytest.approx(exact[0].score, abs=0.05)
-    assert _overlap(found[0], exact[0]) > 0.9
+    assert overlap(found[0], exact[0]) > 0.9
     side = exact[0].box[2] - exact[0].box[0]
     assert np.abs(found[0].landmarks - exact[0].landmarks).max() < 0.05 * side
 

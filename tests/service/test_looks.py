@@ -8,6 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.faces.detector import (
     NOTHING,
@@ -16,10 +17,19 @@ from service.faces.detector import (
     UInt8,
     merge,
     place,
-    refined,
 )
-from service.faces.face import Face, longer_side
-from service.faces.looks import COARSE_FACE, MOST_SPOTS, Found, Look, Round, Spots, plan_rounds
+from service.faces.face import Face, lean, longer_side
+from service.faces.looks import (
+    COARSE_FACE,
+    MOST_SPOTS,
+    Found,
+    Look,
+    Round,
+    Spots,
+    plan_rounds,
+    turned_look,
+)
+from service.faces.refining import refined, straightened
 from service.pipeline import Networks
 
 
@@ -288,7 +298,71 @@ def test_coarse_landmarks_get_a_closer_look(networks: Networks, portrait: UInt8)
 
 
 def test_a_closer_look_that_misses_changes_nothing() -> None:
-    known = face(0, 0, 60, 60)
-    assert refined(known, Found()) is known
-    assert refined(known, Found((face(50, 50, 110, 110),))) is known
-    assert refined(known, Found((face(1, 1, 61, 61, 0.6),))).score == known.score
+    known, look = face(0, 0, 60, 60), Look((192, 192), 1.0, 0.5)
+    assert refined(known, look, Found()) is known
+    assert refined(known, look, Found((face(50, 50, 110, 110),))) is known
+    assert refined(known, look, Found((face(1, 1, 61, 61, 0.6),))).score == known.score
+
+
+def turned(portrait: UInt8, degrees: float) -> tuple[UInt8, NDArray[np.float64]]:
+    """The portrait turned clockwise around its face on a larger picture, and how: [2,3]."""
+    matrix = cv2.getRotationMatrix2D((228.0, 118.0), -degrees, 1.0)
+    matrix[:, 2] += (500 - 228, 400 - 118)
+    scene = cv2.warpAffine(portrait, matrix, (1000, 800), borderValue=(90, 90, 90))
+    return np.asarray(scene, np.uint8), np.asarray(matrix, np.float64)
+
+
+@pytest.mark.parametrize("degrees", [-60, -45, 45, 60, 90])
+def test_landmarks_of_a_leaning_face_are_where_they_are(
+    networks: Networks, portrait: UInt8, degrees: float
+) -> None:
+    (known,) = networks.detector.detect(portrait)
+    scene, matrix = turned(portrait, degrees)
+    (found,) = networks.detector.detect(scene)
+    expected = known.landmarks @ matrix[:, :2].T + matrix[:, 2]
+    eye_distance = np.linalg.norm(known.landmarks[0] - known.landmarks[1])
+    errors = np.linalg.norm(found.landmarks - expected, axis=1)
+    assert errors.mean() < 0.15 * eye_distance
+    assert (lean(found) - lean(known) - degrees + 180) % 360 - 180 == pytest.approx(0, abs=8)
+    assert found.turn
+
+
+def test_upright_faces_and_small_pictures_are_not_turned() -> None:
+    upright = standing(0)
+    assert turned_look(upright, 480, 640) is None
+    assert turned_look(standing(20), 480, 640) is None
+    assert turned_look(standing(-40), 300, 320) is None, "pictures for training stay as they were"
+    look = turned_look(standing(-40), 480, 640)
+    assert look is not None
+    assert look.turn == pytest.approx(-40)
+    assert look.canvas == (192, 192)
+
+
+def test_a_face_is_turned_again_only_where_the_first_turn_was_off() -> None:
+    right, off = (replace(standing(degrees), turn=-40.0) for degrees in (-45, -60))
+    assert turned_look(right, 480, 640) is None
+    again = turned_look(off, 480, 640)
+    assert again is not None
+    assert again.turn == pytest.approx(-60)
+    assert turned_look(replace(standing(175), turn=-178.0), 480, 640) is None, "7 degrees apart"
+
+
+def test_a_turned_look_that_shows_no_better_face_changes_nothing_else() -> None:
+    known, look = standing(40), Look((192, 192), 1.0, 0.5, region=(0, 0, 192, 192), turn=40.0)
+    for seen in (Found(), Found((face(500, 400, 560, 460),)), Found((standing(0, score=0.9),))):
+        same = straightened(known, look, seen)
+        assert same.landmarks is known.landmarks
+        assert same.score == known.score
+        assert turned_look(same, 480, 640) is None, "it is not tried again"
+    better = straightened(known, look, Found((standing(55, score=0.97),)))
+    assert lean(better) == pytest.approx(55)
+    assert better.box is known.box
+
+
+def standing(degrees: float, score: float = 0.99) -> Face:
+    """A face of 100 pixels that leans clockwise by so much."""
+    points = np.array(((-20, -20), (20, -20), (0, 5), (-15, 25), (15, 25)), np.float64)
+    turn = np.deg2rad(degrees)
+    rotation = np.array(((np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))))
+    landmarks = (points @ rotation.T + (200, 200)).astype(np.float32)
+    return Face(np.array((150, 150, 250, 250), np.float32), landmarks, score)
