@@ -6,6 +6,7 @@ faces in front of different scenes, with the grain that makes a JPEG as large as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,11 +70,18 @@ def background(height: int, width: int, rng: np.random.Generator) -> UInt8:
     )
 
 
-def compose(size: tuple[int, int], face_heights: list[float], rng: np.random.Generator) -> Scene:
+def compose(
+    size: tuple[int, int],
+    face_heights: list[float],
+    rng: np.random.Generator,
+    sources: Sequence[Portrait] | None = None,
+) -> Scene:
     """A photo of `size` (height, width) with faces of these heights (pixels) on a grid.
 
-    The grid has a cell for each face; a face keeps to the middle of its cell.
+    The grid has a cell for each face; a face keeps to the middle of its cell, and is drawn by lot
+    from `sources`, else from the portraits.
     """
+    sources = sources or portraits()
     height, width = size
     pixels = background(height, width, rng)
     columns = int(np.ceil(np.sqrt(len(face_heights) * width / height))) or 1
@@ -84,17 +92,21 @@ def compose(size: tuple[int, int], face_heights: list[float], rng: np.random.Gen
             (index % columns + 0.5 + rng.uniform(-0.08, 0.08)) * width / columns,
             (index // columns + 0.5 + rng.uniform(-0.05, 0.05)) * height / rows,
         )
-        boxes.append(_paste(pixels, centre, face_height, rng))
+        boxes.append(_paste(pixels, centre, face_height, rng, sources))
     grain = rng.normal(0, GRAIN, (height, width, 1)).astype(np.float32)
     noisy = np.clip(pixels + grain, 0, 255).astype(np.uint8)
     return Scene(noisy, np.array(boxes, np.float64).reshape(-1, 4))
 
 
 def _paste(
-    pixels: UInt8, centre: tuple[float, float], face_height: float, rng: np.random.Generator
+    pixels: UInt8,
+    centre: tuple[float, float],
+    face_height: float,
+    rng: np.random.Generator,
+    sources: Sequence[Portrait],
 ) -> NDArray[np.float64]:
     """Blend a portrait in, its face at `centre`; returns the face's box, cut at the photo."""
-    source = portraits()[rng.integers(len(portraits()))]
+    source = sources[int(rng.integers(len(sources)))]
     x1, y1, x2, y2 = source.box
     scale = face_height / (y2 - y1)
     middle = ((x1 + x2) / 2, (y1 + y2) / 2)

@@ -2,11 +2,13 @@
 
 // Beyond these an answer is more guess than reading.
 const MOST_DEGREES = 45;
+const MOST_LEANING_DEGREES = 60;
 const FEWEST_PIXELS = 40;
 const LEAST_SHARPNESS = 0.002;
 const LEAST_CONFIDENCE = 0.5;
-// Below this a head counts as facing the camera: five landmarks are about 10 degrees off.
-const ABOUT_STRAIGHT = 15;
+// Below these a head counts as facing the camera: five landmarks are about 10 degrees off, and a
+// mouth moves pitch.
+const ABOUT_STRAIGHT = { yaw: 15, pitch: 25, roll: 15 };
 const LEAST_SHOWN = 0.001;
 
 const PERCENT = new Intl.NumberFormat("en-GB", { style: "percent", maximumFractionDigits: 1 });
@@ -34,6 +36,7 @@ export function warning({ box, head_pose: pose, sharpness, expression }) {
   if (Math.abs(pose.pitch) > MOST_DEGREES) {
     reasons.push(`the head is tilted far ${pose.pitch > 0 ? "down" : "up"}`);
   }
+  if (Math.abs(pose.roll) > MOST_LEANING_DEGREES) reasons.push("the head leans far");
   const pixels = Math.min(box.x2 - box.x1, box.y2 - box.y1);
   if (pixels < FEWEST_PIXELS) reasons.push(`the face is only ${Math.round(pixels)} pixels wide`);
   if (sharpness < LEAST_SHARPNESS) reasons.push("the face is blurred");
@@ -44,9 +47,9 @@ export function warning({ box, head_pose: pose, sharpness, expression }) {
 /** The head pose in words and degrees. */
 export function poseInWords({ yaw, pitch, roll }) {
   const turns = [
-    turn(yaw, "turned to your right", "turned to your left"),
-    turn(pitch, "looking down", "looking up"),
-    turn(roll, "leaning clockwise", "leaning anticlockwise"),
+    turn("yaw", yaw, "turned to your right", "turned to your left"),
+    turn("pitch", pitch, "looking down", "looking up"),
+    turn("roll", roll, "leaning clockwise", "leaning anticlockwise"),
   ].filter(Boolean);
   return turns.length ? listed(turns) : "facing the camera";
 }
@@ -72,8 +75,8 @@ export function summary({ faces, faces_found: found }) {
   return `${found === 1 ? "1 face" : `${found} faces`}: ${names.join(", ")}.`;
 }
 
-function turn(degrees, positive, negative) {
-  if (Math.abs(degrees) < ABOUT_STRAIGHT) return "";
+function turn(axis, degrees, positive, negative) {
+  if (Math.abs(degrees) < ABOUT_STRAIGHT[axis]) return "";
   return degrees > 0 ? positive : negative;
 }
 

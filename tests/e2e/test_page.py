@@ -172,6 +172,7 @@ def test_a_tiny_face_is_not_to_be_relied_on(visit: Visit, portrait: NDArray[np.u
         ((0, 0, 80), 0.01, 0.6, ""),
         ((-46, 0, 0), 0.01, 0.9, "Do not rely on this answer: the head is turned far to the side."),
         ((0, 50, 0), 0.01, 0.4, "Do not rely on this answer: the head is tilted far down and no"),
+        ((0, 0, -61), 0.01, 0.9, "Do not rely on this answer: the head leans far."),
         ((0, 0, 0), 0.0019, 0.9, "Do not rely on this answer: the face is blurred."),
     ],
 )
