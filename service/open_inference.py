@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import MalformedRequestError, MissingImageError
-from service.json_bodies import check_json
+from service.json_bodies import checked_json
 from service.pipeline import ReadFace
 
 INPUT: Final = "image"
@@ -96,8 +96,7 @@ def parse_request(
     length = len(body) if json_length is None else json_length
     if length > len(body):
         raise MalformedRequestError("Inference-Header-Content-Length is more than the body has.")
-    text = body[:length]
-    check_json(text)
+    text = checked_json(body[:length])
     try:
         request = InferRequest.model_validate_json(text)
     except ValidationError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from service.contract import int8_description
-from service.errors import ModelFileError
+from service.errors import ModelFileError, StartupError
 from service.expression import ExpressionModel
 from service.faces.detector import FaceDetector
 from service.runtime import Precision, SessionSettings, read_model, runs_on_cpu
@@ -53,7 +55,8 @@ def load_detector(path: Path, precision: Precision, settings: SessionSettings) -
     file = chosen_file(path, "auto" if asked else precision, gains=asked or _gains(settings))
     if asked and not file.name.endswith(INT8_SUFFIX):
         logger.warning("%s: has no file in 8 bits beside it, and runs in float32", path)
-    detector = FaceDetector.load(file, settings)
+    with _naming(path, file):
+        detector = FaceDetector.load(file, settings)
     if file == path or detector.description == int8_description(_sha256(path)):
         return detector
     logger.warning("%s: was made from another file than %s, which runs", file, path.name)
@@ -69,7 +72,8 @@ def load_expression(
     may have its predecessor's beside it. Raises a StartupError.
     """
     file = chosen_file(model_path, precision, gains=_gains(settings))
-    model = ExpressionModel.load(file, settings)
+    with _naming(model_path, file):
+        model = ExpressionModel.load(file, settings)
     if file == model_path or model.description == int8_description(_sha256(model_path)):
         return model
     line = f"{file}: was made from another file than {model_path.name}"
@@ -77,6 +81,17 @@ def load_expression(
         raise ModelFileError(f"{line}; {_mend(model_path)}")
     logger.warning("%s, which runs in its place", line)
     return ExpressionModel.load(model_path, settings)
+
+
+@contextmanager
+def _naming(asked: Path, file: Path) -> Iterator[None]:
+    """A file that nobody asked for by name is said to be why it runs, where something is wrong."""
+    try:
+        yield
+    except StartupError as error:
+        if file == asked:
+            raise
+        raise type(error)(f"{error.detail} (it runs in place of {asked.name})") from error
 
 
 def _gains(settings: SessionSettings) -> bool:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service.errors import InvalidOptionError, ProblemError
 from service.logs import log_fault
-from service.schemas import FieldProblem, Problem
+from service.schemas import FieldProblem, PredictOptions, Problem
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:problem-type:lan-fer:"
@@ -86,20 +86,29 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         type=TYPE_PREFIX + title.lower().replace(" ", "-"),
         title=title,
         status=error.status_code,
-        detail=_HTTP_DETAILS.get(error.status_code, error.detail),
+        detail=_http_detail(error),
         request_id=request.state.request_id,
     )
     return _response(request, problem, error.headers)
 
 
-_HTTP_DETAILS = {
-    404: "There is nothing at this path.",
-    405: "This path does not take this method; see the Allow header.",
-}
+def _http_detail(error: HTTPException) -> str:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return "There is nothing at this path."
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"This path takes {(error.headers or {}).get('Allow', 'other methods')}."
+    return error.detail
+
+
+_OPTIONS = [field.alias or name for name, field in PredictOptions.model_fields.items()]
 
 
 def field_problem(error: Mapping[str, Any]) -> FieldProblem:
     """One of pydantic's errors without the value that was sent: it may be a whole photo."""
     location = ".".join(str(part) for part in error["loc"])
-    message = "There is no such option" if error["type"] == "extra_forbidden" else error["msg"]
-    return FieldProblem(location=location[:MAX_ECHO], message=str(message))
+    message = str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        message = "There is no such option"
+        if location.startswith("query."):
+            message += f"; there are {', '.join(_OPTIONS)}"
+    return FieldProblem(location=location[:MAX_ECHO], message=message)

@@ -43,7 +43,10 @@ class PredictOptions(BaseModel):
         "predicted one of each face. Needs explain=evidence.",
     )
     max_faces: int | None = Field(
-        None, ge=1, description="Read at most this many faces, the largest ones."
+        None,
+        ge=1,
+        description="Read at most this many faces, the largest ones; no more than the service's "
+        "setting of the same name (64, unless it was changed).",
     )
     min_score: float | None = Field(
         None,

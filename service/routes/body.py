@@ -24,7 +24,7 @@ from service.errors import (
     SlowRequestError,
     UnsupportedMediaTypeError,
 )
-from service.json_bodies import check_json
+from service.json_bodies import checked_json
 from service.problems import field_problem
 from service.routes.multipart import FormFiles, too_many_images
 from service.schemas import PredictBatchJson, PredictJson, PredictOptions
@@ -191,18 +191,16 @@ def _refuse_options(names: Iterable[str]) -> None:
 
 
 def _from_json(body: bytes) -> bytes:
-    check_json(body)
     try:
-        text = PredictJson.model_validate_json(body).image
+        text = PredictJson.model_validate_json(checked_json(body)).image
     except ValidationError as error:
         raise _json_error(error, '{"image": "<base64 or data URI>"}') from error
     return decode_base64(text)
 
 
 def _many_from_json(body: bytes, most: int) -> list[bytes | InvalidImageError]:
-    check_json(body)
     try:
-        texts = PredictBatchJson.model_validate_json(body).images
+        texts = PredictBatchJson.model_validate_json(checked_json(body)).images
     except ValidationError as error:
         raise _json_error(error, '{"images": ["<base64 or data URI>", ...]}') from error
     if not texts:
@@ -229,8 +227,8 @@ def decode_base64(text: str) -> bytes:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidImageError(
-            "image: neither base64 without line breaks nor a data URI; web addresses and file "
-            "names are not read."
+            "image: neither base64 (with + and /, padded with =, without line breaks) nor a data "
+            "URI; web addresses and file names are not read."
         ) from error
 
 

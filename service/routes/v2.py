@@ -243,7 +243,8 @@ async def infer(
     """The input `image` is of type BYTES: image files, each one element.
 
     They stand after the JSON (binary tensor data), or in it in base64. If one of the images cannot
-    be read, that is the answer for all.
+    be read, that is the answer for all. There are no options: photos are read as the service's
+    settings say, and `parameters` other than the protocol's own are passed over.
     """
     _require_model(name, service)
     service.lifecycle.require_room()

@@ -147,6 +147,20 @@ def test_an_int8_file_of_another_model_is_not_run(
     assert "x.int8.onnx: was made from another file than x.onnx" in record.getMessage()
 
 
+def test_what_is_wrong_with_an_int8_file_names_the_file_it_stands_for(
+    model_path: Path, tmp_path: Path, cpu_with_vnni: None
+) -> None:
+    path = tmp_path / "x.onnx"
+    shutil.copy(model_path, path)
+    path.with_suffix(".int8.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelFileError, match=r"x\.int8\.onnx.*\(it runs in place of x\.onnx\)$"):
+        load_expression(path, "auto", CPU)
+    path.write_bytes(b"no model")
+    with pytest.raises(ModelFileError) as caught:
+        load_expression(path, "float32", CPU)
+    assert "in place of" not in caught.value.detail
+
+
 def test_the_service_starts_and_answers_with_int8(
     model_path: Path, portrait_jpeg: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

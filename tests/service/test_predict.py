@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -108,6 +110,11 @@ def test_every_form_of_request_gets_the_same_answer(
         client.post("/predict", files={"file": ("../a;b\n.jpg", portrait_jpeg)}),
         client.post("/predict", files={"file": portrait_jpeg}, data={"comment": "hello"}),
         client.post("/predict", json={"image": text}),
+        client.post(
+            "/predict",
+            content=codecs.BOM_UTF8 + json.dumps({"image": text}).encode(),
+            headers={"content-type": "application/json"},
+        ),
         client.post("/predict", json={"image": f"data:image/jpeg;base64,{text}"}),
     ]
     first, *others = [without_measurements(response.json()) for response in responses]

@@ -163,7 +163,7 @@ def test_json_error_does_not_repeat_what_was_sent(client: httpx.Client) -> None:
         ("max_faces=0", "max_faces", "greater than or equal to 1"),
         ("class=anger", "class", "needs explain=evidence"),
         ("explain=evidence&class=boredom", "class", "one of neutral, happiness"),
-        ("foo=1", "foo", "no such option"),
+        ("foo=1", "foo", "no such option; there are heatmap, explain, class, max_faces, min_score"),
     ],
 )
 def test_an_option_that_is_not_valid_is_named(
@@ -236,6 +236,7 @@ def test_errors_of_the_framework(
     response = client.request(method, path)
     assert_problem(response, status, slug)
     assert ("allow" in response.headers) == (status == 405)
+    assert (response.headers.get("allow") or "nothing at this path") in response.json()["detail"]
 
 
 class TestLimits:

@@ -226,7 +226,8 @@ export interface paths {
          * @description The input `image` is of type BYTES: image files, each one element.
          *
          *     They stand after the JSON (binary tensor data), or in it in base64. If one of the images cannot
-         *     be read, that is the answer for all.
+         *     be read, that is the answer for all. There are no options: photos are read as the service's
+         *     settings say, and `parameters` other than the protocol's own are passed over.
          */
         post: operations["infer_v2_models__name__infer_post"];
         delete?: never;
@@ -1081,7 +1082,7 @@ export interface operations {
                 explain?: "attention" | "evidence";
                 /** @description The expression whose evidence is wanted (see GET /model); default: the predicted one of each face. Needs explain=evidence. */
                 class?: string | null;
-                /** @description Read at most this many faces, the largest ones. */
+                /** @description Read at most this many faces, the largest ones; no more than the service's setting of the same name (64, unless it was changed). */
                 max_faces?: number | null;
                 /** @description Count faces from this detection score on; default: the service's setting. */
                 min_score?: number | null;
@@ -1243,7 +1244,7 @@ export interface operations {
                 explain?: "attention" | "evidence";
                 /** @description The expression whose evidence is wanted (see GET /model); default: the predicted one of each face. Needs explain=evidence. */
                 class?: string | null;
-                /** @description Read at most this many faces, the largest ones. */
+                /** @description Read at most this many faces, the largest ones; no more than the service's setting of the same name (64, unless it was changed). */
                 max_faces?: number | null;
                 /** @description Count faces from this detection score on; default: the service's setting. */
                 min_score?: number | null;
