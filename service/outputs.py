@@ -13,15 +13,14 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, get_args
+from typing import IO, Literal, Protocol, get_args
 
 from service.errors import OutputError
 from service.sources import is_address
-from service.tables import Row
+from service.tables import Entry, Row
 
 Format = Literal["jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -31,18 +30,7 @@ SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-PART_ROWS = 10_000  # rows of one Parquet file; a killed run loses at most the part it was at
 STANDARD_OUTPUT = "-"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one photo, or one frame of a video, adds to an output."""
-
-    documents: Sequence[Mapping[str, Any]]
-    """For JSON lines; each names its `source`."""
-    rows: Sequence[Row]
-    """For tables; the columns of service.tables."""
 
 
 class Output(Protocol):

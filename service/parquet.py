@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import OutputError
-from service.outputs import PART_ROWS, Entry
-from service.tables import Row
+from service.tables import Entry, Row
 
 try:
     import pyarrow as pa
@@ -26,6 +25,7 @@ except ImportError as error:
 from service.buckets import locate
 
 SUFFIX = ".parquet"
+PART_ROWS = 10_000  # rows of one file; a killed run loses at most the part it was at
 UNFINISHED = ".unfinished"
 
 

@@ -6,7 +6,9 @@ with a job, sees that it was read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from service.schemas import FaceReply, Landmarks, PredictReply
 
@@ -22,6 +24,16 @@ FACE_COLUMNS: dict[str, type] = {
     "confidence": float,
 }
 PROBABILITY = "p_"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one photo, or one frame of a video, adds to an output."""
+
+    documents: Sequence[Mapping[str, Any]]
+    """For JSON lines; each names its `source`."""
+    rows: Sequence[Row]
+    """For tables; the columns below."""
 
 
 def columns(labels: Sequence[str]) -> dict[str, type]:

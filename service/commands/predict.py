@@ -17,7 +17,6 @@ from service.imaging import encode_image
 from service.outputs import (
     FORMATS,
     STANDARD_OUTPUT,
-    Entry,
     Format,
     Output,
     format_of,
@@ -26,7 +25,7 @@ from service.outputs import (
 )
 from service.schemas import PredictOptions
 from service.sources import drawn_path, find_sources, is_video
-from service.tables import columns, rows
+from service.tables import Entry, columns, rows
 
 if TYPE_CHECKING:
     from service.local import Answer, Recognizer

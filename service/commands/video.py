@@ -12,9 +12,10 @@ from service.commands.flags import given_settings
 from service.commands.progress import progress
 from service.errors import OutputError, ServiceError
 from service.local import Answer, Photo, Recognizer
-from service.outputs import Entry, format_of, open_output, prepare
+from service.outputs import format_of, open_output, prepare
 from service.schemas import PredictOptions
 from service.sources import drawn_path
+from service.tables import Entry
 from service.video import (
     FaceFollower,
     Frame,
