@@ -121,10 +121,12 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """A reply is there as a whole."""
+        status = self._parser.get_status_code()
+        if status < 200:  # more follows
+            return
         if not self._parser.should_keep_alive():
             self.close()
-        self._end(self._parser.get_status_code())
-        self._parser = httptools.HttpResponseParser(self)
+        self._end(status)
 
     def connection_lost(self, _: Exception | None) -> None:
         """See asyncio.BaseProtocol."""
@@ -209,6 +211,8 @@ def _moments(rate: float, seconds: float) -> Iterator[float]:
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Warm up, then load; the summary."""
     address = urlsplit(options.url)
+    if address.scheme != "http" or address.path not in ("", "/"):
+        raise SystemExit(f"{options.url}: http://host:port is wanted")
     server = Server(address.hostname or "", address.port or 80)
     photos = requests(options.photos, address.netloc)
     for photo in photos[: options.warm_up]:

@@ -137,7 +137,7 @@ def _not_read(data: bytes) -> str:
     kind = foreign_format(data)
     if kind is None:
         return f"The bytes are no {kinds} image."
-    return f"{kind} is not read here; make it a {kinds} image first."
+    return f"A file of kind {kind} is not read here; send a {kinds} image."
 
 
 def from_pillow(image: Image.Image, limits: ImageLimits) -> DecodedImage:

@@ -17,7 +17,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import ImageFileError, PayloadTooLargeError, ServiceError
+from service.errors import ImageFileError, PayloadTooLargeError, ServiceError, UnavailableError
 from service.expression import ExpressionModel
 from service.imaging import DecodedImage, ImageLimits, from_pillow
 from service.metrics import Metrics
@@ -72,6 +72,8 @@ class Recognizer:
         self._window = min(settings.max_in_flight_images, workers * IN_FLIGHT_PER_CPU)
         # The pipeline refuses what does not fit into its queues; in process, callers wait.
         self._permits = threading.BoundedSemaphore(settings.max_in_flight_images)
+        self._submitting = threading.Lock()
+        self._is_closed = False
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="recognizer")
         self._pipeline = Pipeline(networks, settings, observer=Metrics())
         self._loop = asyncio.new_event_loop()
@@ -158,7 +160,10 @@ class Recognizer:
 
     def close(self) -> None:
         """Finish what is running and end the threads; the recognizer is of no use afterwards."""
-        if self._loop.is_closed():
+        with self._submitting:
+            was_closed, self._is_closed = self._is_closed, True
+        if was_closed:
+            self._thread.join()  # until whoever closes it has done so
             return
         self._call(self._finish())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -198,15 +203,17 @@ class Recognizer:
 
     def _answer(self, photo: Photo, options: PredictOptions, *, draw: bool) -> Answer:
         self._check(options)
-        return self._submit(photo, options, draw=draw).result()
+        return _result(self._submit(photo, options, draw=draw))
 
     def _submit(self, photo: Photo, options: PredictOptions, *, draw: bool) -> Future[Answer]:
-        # Here and not in _check: between two photos of many, too, it may have been closed.
-        if self._loop.is_closed():
-            raise RuntimeError("the recognizer has been closed")
         self._permits.acquire()
-        work = self._recognize(photo, options, draw=draw)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        # Here and not in _check: between two photos of many, too, it may be closed.
+        with self._submitting:
+            if self._is_closed:
+                self._permits.release()
+                raise RuntimeError("the recognizer has been closed")
+            work = self._recognize(photo, options, draw=draw)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         future.add_done_callback(lambda _: self._permits.release())
         return future
 
@@ -225,9 +232,20 @@ class Recognizer:
 
 def _outcome(future: Future[Answer]) -> Answer | ServiceError:
     try:
-        return future.result()
+        return _result(future)
     except ServiceError as error:
         return error
+    finally:
+        del future  # as below
+
+
+def _result(future: Future[Answer]) -> Answer:
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise UnavailableError("the recognizer was closed before it came to this photo") from error
+    finally:
+        del future  # its error holds this frame, which would hold the error
 
 
 def _require_several(photos: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from service.errors import InvalidOptionError, ProblemError
 from service.logs import log_fault
@@ -82,22 +84,33 @@ async def _answer_invalid_options(request: Request, error: Exception) -> Respons
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
+    not_allowed = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+    methods = _methods(request) if not_allowed else ""
     problem = Problem(
         type=TYPE_PREFIX + title.lower().replace(" ", "-"),
         title=title,
         status=error.status_code,
-        detail=_http_detail(error),
+        detail=_http_detail(error, methods),
         request_id=request.state.request_id,
     )
-    return _response(request, problem, error.headers)
+    headers = {"Allow": methods} if methods else error.headers
+    return _response(request, problem, headers)
 
 
-def _http_detail(error: HTTPException) -> str:
+def _methods(request: Request) -> str:
+    """Those that the path takes; its routes, of which it may have several, know of their own."""
+    taken = (m for m in HTTPMethod if _is_routed({**request.scope, "method": str(m)}, request.app))
+    return ", ".join(sorted(taken))
+
+
+def _is_routed(scope: Scope, app: FastAPI) -> bool:
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+
+def _http_detail(error: HTTPException, methods: str) -> str:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return "There is nothing at this path."
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return f"This path takes {(error.headers or {}).get('Allow', 'other methods')}."
-    return error.detail
+    return f"This path takes {methods}." if methods else error.detail
 
 
 _OPTIONS = [field.alias or name for name, field in PredictOptions.model_fields.items()]

@@ -57,9 +57,9 @@ class PredictOptions(BaseModel):
     )
     search: Search | None = Field(
         None,
-        description="thorough: look for small faces behind a large one, too, in two to four times "
-        "the time; quick: where one face fills much of the photo, stop there. Default: the "
-        "service's setting.",
+        description="thorough: look for small faces behind a large one, too, which takes two to "
+        "seven times the CPU time; quick: where one face fills much of the photo, stop there. "
+        "Default: the service's setting.",
     )
 
 

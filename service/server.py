@@ -26,6 +26,7 @@ if sys.platform != "win32":
 CHECK_SECONDS = 0.1
 # Models, logs, listening sockets, and room for connections that are being closed.
 OTHER_FILES = 256
+FILES_AT_REST = 32
 
 # At the stop: how long a client may take to complete a connection that it has begun, how long that
 # goes on where the kernel cannot keep further ones away, and how often it is looked.
@@ -167,7 +168,8 @@ def _possible_connections(settings: Settings) -> int:
     allowed = _allow_files(wanted)
     if allowed >= wanted:
         return settings.max_connections
-    possible = max(1, settings.max_connections * allowed // wanted)
+    left = (allowed - engines - FILES_AT_REST) // 2
+    possible = max(1, min(left, settings.max_connections))
     logger.warning(
         "max_connections needs %d open files (ulimit -n), and %d are allowed: %d connections "
         "are taken",

@@ -172,7 +172,8 @@ class Settings(BaseSettings):
     search: Search = Field(
         "quick",
         description="How photos are searched for faces. thorough: also for small ones behind a "
-        "large one, in two to four times the time. A request may ask for either (option search).",
+        "large one, in two to seven times the CPU time. A request may ask for either (option "
+        "search).",
     )
     deadline_ms: int = Field(
         30_000,
@@ -306,15 +307,18 @@ def _is_unknown(variable: str) -> bool:
 
 
 def _unknown(variable: str) -> str:
-    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
-    like = difflib.get_close_matches(variable, known, n=1)
-    hint = f"; did you mean {like[0]}?" if like else ""
+    known = [name.upper() for name in Settings.model_fields]
+    like = difflib.get_close_matches(variable.removeprefix(ENV_PREFIX), known, n=1)
+    hint = f"; did you mean {ENV_PREFIX}{like[0]}?" if like else ""
     return f"{variable}: there is no such setting{hint}"
 
 
 def _name(location: tuple[int | str, ...]) -> str:
     name = str(location[0])
-    return f"{name} ({ENV_PREFIX}{name.upper()})"
+    variable = ENV_PREFIX + name.upper()
+    if name == "port" and os.environ.get(variable, "").startswith("tcp://"):
+        variable += ", which Kubernetes sets for a service of this name: enableServiceLinks: false"
+    return f"{name} ({variable})"
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:

@@ -8,12 +8,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings
+from service.commands.flags import report as report_failures
 from service.commands.progress import Bar, progress
 from service.errors import ImageFileError, RequestError, ServiceError
 from service.sources import find_sources
@@ -51,10 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     with Recognizer.load(**given_settings(arguments)) as recognizer:
         limit = recognizer.settings.max_body_bytes
-        paths = find_sources(arguments.paths)
-        photos = [read_file(path, limit) for path in paths]
-        # Warms up too.
-        faces = sum(_faces_in(recognizer, *named) for named in zip(paths, photos, strict=True))
+        photos: list[bytes] = []
+        failures: list[tuple[str, str]] = []
+        faces = 0
+        for path in find_sources(arguments.paths):
+            try:
+                photo = read_file(path, limit)
+                faces += len(recognizer.predict(photo).faces)  # warms up, too
+                photos.append(photo)
+            except (ImageFileError, RequestError) as error:
+                failures.append((str(path), error.detail.removeprefix(f"{path}: ")))
+        code = report_failures(failures, len(photos) + len(failures))
+        if not photos:
+            return code
         with progress(2, "measurements") as bar:
             report = {
                 "photos": len(photos),
@@ -64,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "photos_per_second": _side_by_side(recognizer, photos, arguments.seconds, bar),
             }
     print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
-    return 0
+    return code
 
 
 def _span(text: str) -> float:
@@ -75,14 +84,6 @@ def _span(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
-
-
-def _faces_in(recognizer: Recognizer, path: Path, photo: bytes) -> int:
-    """How many faces. Raises ImageFileError, which names the file that is no photo."""
-    try:
-        return len(recognizer.predict(photo).faces)
-    except RequestError as error:
-        raise ImageFileError(f"{path}: {error.detail}") from error
 
 
 def _one_at_a_time(

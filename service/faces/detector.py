@@ -359,11 +359,11 @@ def _points_in_image(face: Face, placement: Placement) -> tuple[Float32, Float32
     look, corners = placement.look, face.box.reshape(2, 2)
     if look.turn:
         back = cv2.invertAffineTransform(_turning(look))
-        points = (
-            np.concatenate((corners.mean(0)[None], face.landmarks)) @ back[:, :2].T + back[:, 2]
-        )
+        # Points count from a pixel's corner, the matrix from its middle.
+        middles = np.concatenate((corners.mean(0)[None], face.landmarks)) - 0.5
+        points = np.asarray(middles @ back[:, :2].T + back[:, 2] + 0.5, np.float32)
         corners = points[0] + (corners - corners.mean(0)) / look.scale
-        return np.asarray(corners, np.float32), np.asarray(points[1:], np.float32)
+        return corners.astype(np.float32), points[1:]
     points = np.concatenate((corners, face.landmarks))
     moved = (points - np.array(placement.offset, np.float32)) / look.scale
     if look.region is not None:

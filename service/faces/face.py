@@ -25,7 +25,7 @@ class Face:
     seen_side: float = math.inf
     """Longer side of the box in pixels of the canvas it was seen on: how fine the landmarks are."""
     turn: float = 0.0
-    """Degrees clockwise by which the look that showed the landmarks was turned."""
+    """Degrees clockwise by which the last look for its landmarks was turned."""
 
     def within(self, size: tuple[int, int]) -> Face:
         """The same face, its box cut at an image of `size` (height, width)."""

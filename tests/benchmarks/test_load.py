@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from benchmarks import load
 from benchmarks.load import FAILED, Record, Server, closed_loop, open_loop, requests
 
 PHOTOS = [b"\xff\xd8first", b"\xff\xd8" + bytes(300_000)]
@@ -43,7 +45,7 @@ class Answering:
             reply.force_close()
         return reply
 
-    def under(self, load: Load, folder: Path) -> Record:
+    def under(self, run_load: Load, folder: Path) -> Record:
         """What the generator says of it."""
 
         async def run() -> Record:
@@ -55,7 +57,7 @@ class Answering:
             await site.start()
             host, port = runner.addresses[0]
             server = Server(host, port)
-            record = await load(server, requests(folder, f"{host}:{port}"))
+            record = await run_load(server, requests(folder, f"{host}:{port}"))
             server.close()
             await runner.cleanup()
             return record
@@ -88,6 +90,69 @@ def test_every_end_is_counted(folder: Path) -> None:
     assert summary["answered"] == record.statuses[200]
     assert summary["refused"] == record.statuses[429] + record.statuses[503]
     assert summary["failed"] == record.statuses[500] + record.statuses[FAILED]
+
+
+def test_only_answers_count_in_the_closed_loop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "REFUSED_SECONDS", 0.0)
+    server = Answering(200, 429, HANGS_UP)
+    record = server.under(lambda to, photos: closed_loop(to, photos, 2, SECONDS), folder)
+    assert record.statuses.keys() == {200, 429, FAILED}
+    assert len(record.seconds) == record.statuses[200]
+
+
+def test_latency_counts_from_the_moment_a_photo_was_due(folder: Path) -> None:
+    """The generator itself is held up; what was due meanwhile has waited."""
+
+    async def held_up(to: Server, photos: list[bytes]) -> Record:
+        loading = asyncio.create_task(open_loop(to, photos, 200, SECONDS))
+        await asyncio.sleep(SECONDS / 3)
+        time.sleep(SECONDS / 3)  # noqa: ASYNC251 - nothing goes on
+        return await loading
+
+    seconds = Answering(200).under(held_up, folder).seconds
+    assert max(seconds) > SECONDS / 4
+    assert min(seconds) < SECONDS / 8
+
+
+def test_a_server_that_says_nothing_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "TIMEOUT_SECONDS", 0.1)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+        finally:
+            writer.close()
+
+    async def run() -> Record:
+        async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+            host, port = silent.sockets[0].getsockname()
+            return await closed_loop(Server(host, port), requests(folder, "here"), 1, 0.05)
+
+    assert asyncio.run(run()).statuses == {FAILED: 1}
+
+
+def test_what_comes_before_a_reply_is_none(folder: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        try:
+            await reader.read()
+        finally:
+            writer.close()
+
+    async def run() -> Record:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as hinting:
+            server = Server(*hinting.sockets[0].getsockname())
+            record = Record()
+            record.statuses[await server.post(requests(folder, "here")[0])] += 1
+            server.close()
+            return record
+
+    assert asyncio.run(run()).statuses == {200: 1}
 
 
 def test_a_server_that_is_not_there(folder: Path) -> None:

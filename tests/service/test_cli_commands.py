@@ -110,8 +110,13 @@ def test_bench_names_the_file_that_it_cannot_read(
     text.write_text("no photo")
     for wrong, why in ((text, "The bytes are no JPEG"), (missing, "The file cannot be read")):
         assert main(["bench", str(photo), str(wrong), "--seconds", "0.1"]) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"lan-fer: {wrong}: {why}")
+        out, err = capsys.readouterr()
+        assert err.splitlines()[0] == "1 of 2 photos could not be read:"
+        assert err.splitlines()[1].startswith(f"  {wrong}: {why}")
+        assert out.startswith("1 photos, 1 faces"), "the others are measured"
+        assert main(["bench", str(wrong)]) == 1
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 2)
 
 
 def test_trainings_commands_are_a_group() -> None:

@@ -17,15 +17,16 @@ if sys.platform == "win32":
     pytest.skip("Windows has no limit of open files", allow_module_level=True)
 import resource
 
-FILES = 200
+CLIENTS = 200
 
 
-def allow_few_files() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-
-
-def test_as_many_connections_are_taken_as_files_allow() -> None:
+@pytest.mark.parametrize("files", [64, 200])
+def test_as_many_connections_are_taken_as_files_allow(files: int) -> None:
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+
+    def allow_few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=allow_few_files
     ) as process:
@@ -41,7 +42,7 @@ def test_as_many_connections_are_taken_as_files_allow() -> None:
             with ExitStack() as stack:
                 clients = [
                     stack.enter_context(socket.create_connection(address, PATIENCE_SECONDS))
-                    for _ in range(FILES)
+                    for _ in range(CLIENTS)
                 ]
                 assert clients[-1].recv(12) == b"HTTP/1.1 503"
                 clients[0].sendall(b"GET /health/ready HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -52,4 +53,4 @@ def test_as_many_connections_are_taken_as_files_allow() -> None:
             process.kill()
     warnings = [line for line in said if "level=warning" in line]
     assert len(warnings) == 1
-    assert f"{FILES} are allowed" in warnings[0]
+    assert f"{files} are allowed" in warnings[0]

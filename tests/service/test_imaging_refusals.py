@@ -66,7 +66,7 @@ def test_what_is_no_known_image_format_is_an_unsupported_media_type(data: bytes)
     ],
 )
 def test_other_kinds_of_pictures_are_called_by_name(kind: str, data: bytes) -> None:
-    wanted = f"^{kind} is not read here; make it a JPEG, PNG, WebP, GIF, BMP or TIFF image first"
+    wanted = f"^A file of kind {kind} is not read here; send a JPEG, PNG, WebP, GIF, BMP or TIFF"
     with pytest.raises(UnsupportedMediaTypeError, match=wanted):
         decode_image(data, LIMITS)
 

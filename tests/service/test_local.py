@@ -5,6 +5,7 @@ import itertools
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from service.errors import (
     RequestError,
     ServiceError,
     SettingsError,
+    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from service.local import Photo
@@ -255,6 +257,23 @@ def test_closed_recognizer_says_so(networks: Networks, portrait: UInt8) -> None:
         own.predict(portrait)
     with pytest.raises(RuntimeError, match="closed"):
         next(answers)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.03, 0.1])
+def test_closing_while_many_are_read_ends_them(
+    networks: Networks, portrait: UInt8, seconds: float
+) -> None:
+    recognizer = Recognizer(networks, Settings())
+    answers = recognizer.predict_many([portrait] * 500)
+    next(answers)
+    closing = threading.Timer(seconds, recognizer.close)
+    closing.start()
+    read: list[object] = []
+    with pytest.raises(RuntimeError, match="closed"):
+        read.extend(answers)
+    assert {type(answer) for answer in read} <= {PredictReply, UnavailableError}
+    closing.join()
+    recognizer.close()
 
 
 def test_a_script_that_closes_nothing_ends(tmp_path: Path, portrait: UInt8) -> None:

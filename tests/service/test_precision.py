@@ -16,7 +16,7 @@ from service.cli import main
 from service.errors import ModelFileError
 from service.expression import ExpressionModel
 from service.pipeline import load_networks
-from service.precision import chosen_file, has_vnni, load_expression
+from service.precision import chosen_file, has_vnni, load_detector, load_expression
 from service.runtime import Precision, SessionSettings
 from service.settings import Settings, load_settings
 from tests.service.serving import running
@@ -155,6 +155,8 @@ def test_what_is_wrong_with_an_int8_file_names_the_file_it_stands_for(
     path.with_suffix(".int8.onnx").write_bytes(b"no model")
     with pytest.raises(ModelFileError, match=r"x\.int8\.onnx.*\(it runs in place of x\.onnx\)$"):
         load_expression(path, "auto", CPU)
+    with pytest.raises(ModelFileError, match=r"\(it runs in place of x\.onnx\)$"):
+        load_detector(path, "auto", CPU)
     path.write_bytes(b"no model")
     with pytest.raises(ModelFileError) as caught:
         load_expression(path, "float32", CPU)

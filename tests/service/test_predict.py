@@ -330,6 +330,28 @@ def test_small_faces_behind_a_large_one_are_found_where_asked_for(
         assert predict(thorough, photo, search="quick")["faces_found"] == 1
 
 
+def test_a_leaning_face_is_read_upright(
+    client: httpx.Client, networks: Networks, portrait: UInt8
+) -> None:
+    turn = cv2.getRotationMatrix2D((228.0, 118.0), -60.0, 1.0)
+    turn[:, 2] += (320 - 228, 240 - 118)
+    scene = cv2.warpAffine(portrait, turn, (640, 480), borderValue=(90, 90, 90))
+    (upright,) = predict(client, jpeg(portrait))["faces"]
+    (face,) = predict(client, jpeg(np.asarray(scene, np.uint8)))["faces"]
+    assert face["head_pose"]["roll"] - upright["head_pose"]["roll"] == pytest.approx(60, abs=8)
+    known, found = (np.array(list(f["landmarks"].values())) for f in (upright, face))
+    there = known @ turn[:, :2].T + turn[:, 2]
+    assert np.linalg.norm(found - there, axis=1).mean() < 8
+    assert face["expression"]["label"] == "happiness"
+
+
+def test_a_large_photo_is_drawn_in_its_own_size(client: httpx.Client, portrait: UInt8) -> None:
+    """Though a quarter of its pixels would do to read it."""
+    large = jpeg(np.asarray(cv2.resize(portrait, (4096, 4096)), np.uint8))
+    drawn = client.post("/predict", content=large, headers=JPEG | {"accept": "image/jpeg"})
+    assert Image.open(io.BytesIO(drawn.content)).size == (4096, 4096)
+
+
 def test_settings_bound_what_a_client_may_ask(serve: Serve, scene: UInt8) -> None:
     with serve(max_faces=1).client() as client:
         assert len(predict(client, jpeg(scene))["faces"]) == 1

@@ -239,6 +239,13 @@ def test_errors_of_the_framework(
     assert (response.headers.get("allow") or "nothing at this path") in response.json()["detail"]
 
 
+def test_what_a_path_takes_is_told_for_all_its_routes(client: httpx.Client) -> None:
+    response = client.delete("/health/live")
+    assert response.headers["allow"] == "GET, HEAD"
+    assert "takes GET, HEAD." in response.json()["detail"]
+    assert client.head("/health/live").status_code == 200
+
+
 class TestLimits:
     @pytest.fixture
     def strict(self, serve: Serve) -> Iterator[httpx.Client]:

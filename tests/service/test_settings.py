@@ -102,6 +102,20 @@ def test_variable_that_is_no_setting_is_refused(
         load_settings()
 
 
+def test_only_a_name_that_is_like_it_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAN_FER_FOO", "1")
+    with pytest.raises(SettingsError, match=r"LAN_FER_FOO: there is no such setting$"):
+        load_settings()
+
+
+def test_port_that_kubernetes_sets_says_how_to_be_rid_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LAN_FER_PORT", "tcp://10.0.0.1:80")
+    with pytest.raises(SettingsError, match="enableServiceLinks: false"):
+        load_settings()
+
+
 def test_addresses_that_kubernetes_adds_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "WEB_PORT", "PORT_8000_TCP_ADDR"):
         monkeypatch.setenv(ENV_PREFIX + name, "tcp://10.0.0.1:8000")

@@ -18,7 +18,7 @@ from training.backbones.iresnet import IResNet
 from training.backbones.mobilefacenet import MobileFaceNet, load_mobilefacenet, reference_error
 from training.backbones.resnet import ResNet18, load_resnet18
 
-WEIGHTS_VARIABLE = "LAN_FER_MOBILEFACENET_WEIGHTS"
+WEIGHTS_VARIABLE = "MOBILEFACENET_WEIGHTS"
 USUAL_WEIGHTS = ROOT.parent / "shared/data/mobilefacenet/mobilefacenet_ms1m.safetensors"
 
 

@@ -1086,7 +1086,7 @@ export interface operations {
                 max_faces?: number | null;
                 /** @description Count faces from this detection score on; default: the service's setting. */
                 min_score?: number | null;
-                /** @description thorough: look for small faces behind a large one, too, in two to four times the time; quick: where one face fills much of the photo, stop there. Default: the service's setting. */
+                /** @description thorough: look for small faces behind a large one, too, which takes two to seven times the CPU time; quick: where one face fills much of the photo, stop there. Default: the service's setting. */
                 search?: ("quick" | "thorough") | null;
             };
             header?: {
@@ -1248,7 +1248,7 @@ export interface operations {
                 max_faces?: number | null;
                 /** @description Count faces from this detection score on; default: the service's setting. */
                 min_score?: number | null;
-                /** @description thorough: look for small faces behind a large one, too, in two to four times the time; quick: where one face fills much of the photo, stop there. Default: the service's setting. */
+                /** @description thorough: look for small faces behind a large one, too, which takes two to seven times the CPU time; quick: where one face fills much of the photo, stop there. Default: the service's setting. */
                 search?: ("quick" | "thorough") | null;
             };
             header?: {
