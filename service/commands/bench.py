@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings
+from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, seconds_above_0
 from service.commands.flags import report as report_failures
 from service.commands.progress import Bar, progress
 from service.errors import ImageFileError, RequestError, ServiceError
@@ -39,7 +38,10 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PHOTO", help="photo, folder or pattern")
     parser.add_argument(
-        "--seconds", type=_span, default=5.0, help="of each measurement (default: %(default)s)"
+        "--seconds",
+        type=seconds_above_0,
+        default=5.0,
+        help="of each measurement (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="numbers for a program")
     add_settings(parser.add_argument_group("networks and limits"), NETWORK_SETTINGS)
@@ -74,16 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
             }
     print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
     return code
-
-
-def _span(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
 
 
 def _one_at_a_time(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO
 
 from pydantic.fields import FieldInfo
@@ -57,6 +58,26 @@ def _help(name: str, field: FieldInfo) -> str:
     default = "unset" if field.default is None else field.default
     text = f"{field.description} Default: {default}. [{ENV_PREFIX}{name.upper()}]"
     return text.replace("%", "%%")
+
+
+def seconds_above_0(text: str) -> float:
+    """A flag's value. Raises argparse.ArgumentTypeError."""
+    return _seconds(text, "above 0", lambda seconds: 0 < seconds < math.inf)
+
+
+def seconds_from_0(text: str) -> float:
+    """A flag's value, which may be 0. Raises argparse.ArgumentTypeError."""
+    return _seconds(text, "from 0 on", lambda seconds: 0 <= seconds < math.inf)
+
+
+def _seconds(text: str, which: str, fits: Callable[[float], bool]) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not fits(seconds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds {which}")
+    return seconds
 
 
 def say(text: str) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, report, sentence
+from service.commands.flags import (
+    NETWORK_SETTINGS,
+    add_settings,
+    given_settings,
+    report,
+    seconds_from_0,
+    sentence,
+)
 from service.commands.progress import progress
 from service.errors import OutputError, ServiceError
 from service.imaging import encode_image
@@ -65,7 +71,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     )
     video.add_argument(
         "--smooth",
-        type=_time_constant,
+        type=seconds_from_0,
         metavar="SECONDS",
         help=f"time constant of the smoothed probabilities; 0: none (default: {SMOOTH_SECONDS})",
     )
@@ -176,13 +182,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
-
-
-def _time_constant(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
-    return seconds
