@@ -69,7 +69,7 @@ def lean(networks: Networks, scene: Scene, found: Ends) -> None:
         return
     known_answer = answer(networks, upright, known)
     size = np.linalg.norm(known.landmarks[:2].mean(0) - known.landmarks[3:].mean(0))
-    for degrees in (sign * lean for lean in LEANS for sign in (1, -1)):
+    for degrees in (sign * degrees for degrees in LEANS for sign in (1, -1)):
         pixels = _turned(scene, degrees)
         face = face_at(networks, pixels, SIDE / 2, SIDE / 2)
         if face is None:

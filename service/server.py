@@ -26,6 +26,7 @@ if sys.platform != "win32":
 CHECK_SECONDS = 0.1
 # Models, logs, listening sockets, and room for connections that are being closed.
 OTHER_FILES = 256
+# Of those, what is open without a client, and some to spare.
 FILES_AT_REST = 32
 
 # At the stop: how long a client may take to complete a connection that it has begun, how long that

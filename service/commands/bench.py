@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
                 faces += len(recognizer.predict(photo).faces)  # warms up, too
                 photos.append(photo)
             except (ImageFileError, RequestError) as error:
-                failures.append((str(path), error.detail.removeprefix(f"{path}: ")))
+                failures.append((str(path), error.detail))
         code = report_failures(failures, len(photos) + len(failures))
         if not photos:
             return code

@@ -104,7 +104,8 @@ def report(failures: Sequence[tuple[str, str]], total: int) -> int:
     photos = "photo" if total == 1 else "photos"
     say(red(f"{len(failures)} of {total} {photos} could not be read:", sys.stderr))
     for source, detail in failures[:MAX_FAILURES_SHOWN]:
-        say(f"  {source}: {detail}")
+        # A file that cannot be read names itself.
+        say(f"  {source}: {detail.removeprefix(f'{source}: ')}")
     if len(failures) > MAX_FAILURES_SHOWN:
         say(f"  and {len(failures) - MAX_FAILURES_SHOWN} more")
     return 1

@@ -148,9 +148,7 @@ def _read_photos(sources: Sequence[Path], arguments: argparse.Namespace) -> int:
             failures: list[tuple[str, str]] = []
             for source, answer in answers:
                 if isinstance(answer, ServiceError):
-                    # The report names each photo; a file that cannot be read names itself.
-                    detail = answer.detail.removeprefix(f"{source}: ")
-                    failures.append((str(source), detail))
+                    failures.append((str(source), answer.detail))
                 else:
                     _keep(source, answer, output, arguments.draw)
                 bar.update()

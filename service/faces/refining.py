@@ -24,9 +24,12 @@ def refinements(faces: Sequence[Face], height: int, width: int) -> Refinements:
     """
     faces = yield from _again(faces, lambda face: closer_look(face, height, width), refined)
     for _ in range(MOST_TURNS):
+        before = faces
         faces = yield from _again(
             faces, lambda face: turned_look(face, height, width), straightened
         )
+        if faces is before:
+            break
     return largest_first(faces)
 
 
@@ -35,6 +38,7 @@ def _again(
     look_at: Callable[[Face], Look | None],
     better: Callable[[Face, Look, Found], Face],
 ) -> Refinements:
+    """The faces, those that `look_at` has a look for made `better` by it; without any, the same."""
     looks = {face: look for face in faces if (look := look_at(face)) is not None}
     if not looks:
         return faces
