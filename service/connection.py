@@ -421,6 +421,8 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Hold the number of connections: the one that has waited longest for its client goes."""
+        if len(self.connections) <= self._limits.max_connections:
+            return
         others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
         staying = [c for c in others if not c._leaving]
         if len(staying) < self._limits.max_connections:

@@ -7,9 +7,12 @@ eighth of what a refusal costs.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_HEAD_BYTES = 8192
+# Clients send the same heads again and again; these are remembered, 2 MiB of them at most.
+REMEMBERED = 256
 
 # A head that means the same to everybody: nothing folded, no odd white space, visible ASCII alone.
 _PLAIN_HEAD = re.compile(
@@ -36,10 +39,16 @@ class PlainHead(NamedTuple):
     def of(cls, data: bytes) -> PlainHead | None:
         """The head that `data` begins with; None where it is cut, or has to be parsed."""
         end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
-        if end < 0 or (whole := _PLAIN_HEAD.fullmatch(data, 0, end)) is None:
-            return None
-        lines = data[: end + 2].lower().replace(_KEEPS_ALIVE, b"\r\n", 1)
-        if _MEANS_MORE.search(lines) or any(lines.count(name) != 1 for name in _ONCE):
-            return None
-        length = _LENGTH.search(lines)
-        return None if length is None else cls(whole[1], end + 4, int(length[1]))
+        return None if end < 0 else _read(data[: end + 2])
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _read(head: bytes) -> PlainHead | None:
+    """Of a head up to the end of its last line, without the empty one."""
+    if (whole := _PLAIN_HEAD.fullmatch(head, 0, len(head) - 2)) is None:
+        return None
+    lines = head.lower().replace(_KEEPS_ALIVE, b"\r\n", 1)
+    if _MEANS_MORE.search(lines) or any(lines.count(name) != 1 for name in _ONCE):
+        return None
+    length = _LENGTH.search(lines)
+    return None if length is None else PlainHead(whole[1], len(head) + 2, int(length[1]))
