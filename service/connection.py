@@ -52,6 +52,8 @@ FIRST_CALL_SECONDS = 5.0
 # connection idle for so long. One that was idle for less may have its next request under way.
 MAKES_WAY_SECONDS = 5.0
 IDLE_MAKES_WAY_SECONDS = 1.0
+LOOK_AGAIN_SECONDS = 0.1  # after nobody was found who could go
+NEWCOMERS_PAUSES = 5  # one that comes and goes costs several refusals on an open connection
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,9 @@ class Config(uvicorn.Config):
             timeout_graceful_shutdown=settings.drain_seconds,
         )
         self.limits = ConnectionLimits.of(settings)
+        # Of all connections, so that a crowd of newcomers need not look through them each time:
+        self.leaving: dict[Connection, None] = {}  # the one that has left for longest comes first
+        self.nobody_goes_until = 0.0  # by the event loop's clock
         self.metrics = metrics
         self.shedder = shedder
 
@@ -126,10 +131,12 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._config = config
         self._limits = config.limits
         self._refusals = config.metrics.refusals
         self._shedder = config.shedder
         self._leaving = False
+        self._turned_away = False
         self._draining = False
         self._in_head = False
         self._message_complete = True
@@ -178,6 +185,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         self._wait(LINGER_SECONDS, self._close)
         self._leaving = True
+        self._config.leaving[self] = None
 
     # --- asyncio's events -------------------------------------------------------------------
 
@@ -196,11 +204,12 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, from either side."""
         self._patience.stop()
+        self._config.leaving.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._leaving or self._broken is not None:
+        if self._leaving or self._turned_away or self._broken is not None:
             return
         if self._shedder is not None and not (data := self._shed(self._shedder, data)):
             return
@@ -228,6 +237,7 @@ class Connection(HttpToolsProtocol):
             if not self._unwanted:
                 self._message_complete = True
                 self._wait(self._limits.idle_seconds, self.leave)
+                self._pace()
         return data
 
     def _refusable(self, shedder: Shedder, data: bytes) -> tuple[PlainHead, PreparedReply] | None:
@@ -331,6 +341,8 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:
             self._wait(self._limits.idle_seconds, self.leave)
+        if isinstance(self.cycle, _Answered):
+            self._pace()
 
     def on_response_complete(self) -> None:
         """The reply has been written, though it need not have been sent."""
@@ -380,6 +392,16 @@ class Connection(HttpToolsProtocol):
         else:
             self.leave()
 
+    def _pace(self) -> None:
+        """Read no more for a while from a client that has been refused and has sent its body."""
+        if self._shedder is not None and (pause := self._shedder.pacer.pause_seconds):
+            self.flow.pause_reading()
+            self.loop.call_later(pause, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
     def _fault_of_head(self) -> ProblemError | None:
         """What is wrong with a head that could be parsed."""
         if self._busy and len(self.pipeline) >= MAX_PIPELINED:
@@ -421,29 +443,37 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Hold the number of connections: the one that has waited longest for its client goes."""
-        if len(self.connections) <= self._limits.max_connections:
+        leaving, limit = self._config.leaving, self._limits.max_connections
+        if len(self.connections) - len(leaving) <= limit:
             return
-        others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
-        staying = [c for c in others if not c._leaving]
-        if len(staying) < self._limits.max_connections:
-            return
-        now = self.loop.time()
-        if len(others) >= 2 * self._limits.max_connections:
+        if len(self.connections) > 2 * limit:
             # Of those that have their last reply, the one that has had it for longest.
-            leaving = (c for c in others if c._leaving)
-            oldest = min(leaving, key=lambda c: c._patience.since or now, default=self)
+            oldest = next(iter(leaving), self)
             oldest.transport.abort()
             if oldest is self:
                 return
-        waiting = [c for c in staying if c._can_go(now)]
-        if waiting:
-            min(waiting, key=lambda c: c._patience.since or now)._make_way()
+        now = self.loop.time()
+        if now >= self._config.nobody_goes_until:
+            waiting = [c for c in self.connections if isinstance(c, Connection) and c._can_go(now)]
+            if waiting:
+                min(waiting, key=lambda c: c._patience.since or now)._make_way()
+                return
+            self._config.nobody_goes_until = now + LOOK_AGAIN_SECONDS
+        self._turn_away(UnavailableError("There are too many connections."))
+
+    def _turn_away(self, error: ProblemError) -> None:
+        """Refuse a newcomer; later, where many come back at once."""
+        pause = 0.0 if self._shedder is None else self._shedder.pacer.pause_seconds
+        if not pause:
+            self._refuse(error)
             return
-        self._refuse(UnavailableError("There are too many connections."))
+        self._turned_away = True
+        self._config.leaving[self] = None
+        self.loop.call_later(NEWCOMERS_PAUSES * pause, self._refuse, error)
 
     def _can_go(self, now: float) -> bool:
         since = self._patience.since
-        if since is None or self.pipeline:
+        if since is None or self.pipeline or self._leaving or self._turned_away:
             return False
         idle = self._message_complete and not self._busy
         enough = IDLE_MAKES_WAY_SECONDS if idle else MAKES_WAY_SECONDS

@@ -82,8 +82,9 @@ class Server(uvicorn.Server):
                 connection.check(now)
             # Here and not when asked: each piece of each body asks.
             self._unsent_bytes = sum(connection.unsent_bytes for connection in connections)
-            if self._connection_config.shedder is not None:
-                self._connection_config.shedder.log_refusals(now)
+            if (shedder := self._connection_config.shedder) is not None:
+                shedder.log_refusals(now)
+                shedder.pacer.look(is_shedding=shedder.is_shedding)
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         """Close the listening sockets without resetting those who have connected already.

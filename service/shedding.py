@@ -7,6 +7,7 @@ import logging
 from service.errors import OverloadedError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.pacing import Pacer
 from service.prepared import PreparedReply
 
 PATHS = (b"/predict", b"/predict/batch")
@@ -23,6 +24,7 @@ class Shedder:
     """
 
     def __init__(self, *, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.pacer = Pacer()
         self._lifecycle = lifecycle
         error = OverloadedError("As many images are in flight as the service takes.")
         self._reply = PreparedReply(error)

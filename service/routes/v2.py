@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Final, TypeVar
@@ -26,6 +26,7 @@ from service.errors import (
     OverloadedError,
     PayloadTooLargeError,
     RateLimitedError,
+    RequestError,
     SlowRequestError,
     UnavailableError,
     UnknownModelError,
@@ -243,8 +244,8 @@ async def infer(
     """The input `image` is of type BYTES: image files, each one element.
 
     They stand after the JSON (binary tensor data), or in it in base64. If one of the images cannot
-    be read, that is the answer for all. There are no options: photos are read as the service's
-    settings say, and `parameters` other than the protocol's own are passed over.
+    be read, that is the answer for all, and says which it is. There are no options: photos are read
+    as the service's settings say, and `parameters` other than the protocol's own are passed over.
     """
     _require_model(name, service)
     service.lifecycle.require_room()
@@ -282,12 +283,30 @@ def _parse(request: Request, body: bytes, service: ServiceState) -> tuple[Asked,
         max_images=service.settings.max_in_flight_images,
         outputs=[spec.name for spec in output_specs(0)],
     )
-    images = (i if isinstance(i, bytes) else decode_base64(i) for i in asked.images)
+    images = []
+    for at, image in enumerate(asked.images):
+        with _naming(at, len(asked.images)):
+            images.append(image if isinstance(image, bytes) else decode_base64(image))
     return asked, tuple(images)
 
 
+@contextmanager
+def _naming(at: int, count: int) -> Iterator[None]:
+    """One error answers for all images: it says which of them is at fault."""
+    try:
+        yield
+    except RequestError as error:
+        if count > 1:
+            error.detail = f"Image {at + 1} of {count}: {error.detail}"
+        raise
+
+
 async def _recognize_all(service: ServiceState, images: Sequence[bytes]) -> list[Faces]:
-    tasks = [asyncio.ensure_future(service.reader.recognize(image, keep_faces)) for image in images]
+    async def recognize(at: int) -> Faces:
+        with _naming(at, len(images)):
+            return await service.reader.recognize(images[at], keep_faces)
+
+    tasks = [asyncio.ensure_future(recognize(at)) for at in range(len(images))]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -208,6 +208,16 @@ def test_the_client_shows_the_reason(
         protocol.infer(MODEL, [images(portrait_jpeg[:3000])])
 
 
+def test_of_several_images_the_one_at_fault_is_named(
+    protocol: triton.InferenceServerClient, client: httpx.Client, portrait_jpeg: bytes
+) -> None:
+    with pytest.raises(InferenceServerException, match=r"Image 2 of 3: .*(truncated|broken|ends)"):
+        protocol.infer(MODEL, [images(portrait_jpeg, portrait_jpeg[:3000], portrait_jpeg)])
+    sound = base64.b64encode(portrait_jpeg).decode()
+    sent = {"inputs": [tensor(shape=[2], data=[sound, "no base64.."])]}
+    assert client.post(INFER, json=sent).json()["detail"].startswith("Image 2 of 2: ")
+
+
 def test_a_key_and_its_limit_hold_here_too(serve: Serve, portrait_jpeg: bytes) -> None:
     key = "key-0123456789abcdef"
     host, port = serve(api_keys=f"app={key}", rate_limit="3/hour").address

@@ -226,8 +226,8 @@ export interface paths {
          * @description The input `image` is of type BYTES: image files, each one element.
          *
          *     They stand after the JSON (binary tensor data), or in it in base64. If one of the images cannot
-         *     be read, that is the answer for all. There are no options: photos are read as the service's
-         *     settings say, and `parameters` other than the protocol's own are passed over.
+         *     be read, that is the answer for all, and says which it is. There are no options: photos are read
+         *     as the service's settings say, and `parameters` other than the protocol's own are passed over.
          */
         post: operations["infer_v2_models__name__infer_post"];
         delete?: never;

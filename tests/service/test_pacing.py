@@ -1,0 +1,112 @@
+"""Refused clients that come back at once are read again after a pause, and lose no answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+
+from service.connection import NEWCOMERS_PAUSES
+from service.pacing import BUSY_SHARE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Pacer, next_pause
+from service.server import CHECK_SECONDS
+from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, read_all
+from tests.service.serving import RunningServer, assert_problem
+
+PAUSE_SECONDS = 0.4
+
+
+def test_the_pause_grows_while_the_event_loop_is_busy_and_ends_after() -> None:
+    first = next_pause(0.0, busy=True)
+    assert first == FIRST_PAUSE_SECONDS
+    assert next_pause(first, busy=True) == 2 * FIRST_PAUSE_SECONDS
+    assert next_pause(LONGEST_PAUSE_SECONDS, busy=True) == LONGEST_PAUSE_SECONDS
+    seconds = LONGEST_PAUSE_SECONDS
+    for _ in range(6):
+        seconds = next_pause(seconds, busy=False)
+    assert seconds == 0.0
+
+
+def test_only_cpu_time_while_photos_are_turned_away_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=10.0, cpu=1.0)
+    clocks = SimpleNamespace(monotonic=lambda: clock.now, thread_time=lambda: clock.cpu)
+    monkeypatch.setattr("service.pacing.time", clocks)
+    pacer = Pacer()
+
+    def pause_after(cpu: float, *, is_shedding: bool) -> float:
+        clock.now, clock.cpu = clock.now + 0.1, clock.cpu + cpu
+        pacer.look(is_shedding=is_shedding)
+        return pacer.pause_seconds
+
+    much, little = (BUSY_SHARE + 0.05) * 0.1, (BUSY_SHARE - 0.05) * 0.1
+    assert pause_after(much, is_shedding=False) == 0.0
+    assert pause_after(little, is_shedding=True) == 0.0
+    assert pause_after(much, is_shedding=True) == FIRST_PAUSE_SECONDS
+    assert pause_after(little, is_shedding=True) == 0.0
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every refused client is paced, however idle the event loop is."""
+    monkeypatch.setattr("service.pacing.next_pause", lambda *_, **__: PAUSE_SECONDS)
+
+
+@pytest.mark.usefixtures("pauses")
+@pytest.mark.parametrize(
+    "headers", [JPEG, {**JPEG, "x-request-id": "mine"}], ids=["plain head", "parsed head"]
+)
+def test_a_refused_client_is_read_again_after_the_pause(
+    serve_held: Callable[..., RunningServer], held: HeldDetector, headers: dict[str, str]
+) -> None:
+    server = serve_held(max_in_flight_images=1)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    time.sleep(3 * CHECK_SECONDS)  # until the pause is known
+    large = bytes(500_000)  # comes in several pieces
+    with server.client() as client, server.client() as other:
+        started = time.monotonic()
+        assert_problem(client.post("/predict", content=large, headers=headers), 429, "overloaded")
+        refused_after = time.monotonic() - started
+        assert other.get("/health/live").status_code == 200
+        healthy_after = time.monotonic() - started
+        assert_problem(client.post("/predict", content=large, headers=headers), 429, "overloaded")
+        again_after = time.monotonic() - started
+        held.gate.set()
+        assert first().status_code == 200
+        photo = client.post("/predict", content=grey_photo(2), headers=headers)
+        assert photo.status_code == 200
+    assert refused_after < PAUSE_SECONDS
+    assert healthy_after < PAUSE_SECONDS
+    assert again_after >= PAUSE_SECONDS
+
+
+@pytest.mark.usefixtures("pauses")
+def test_a_newcomer_too_many_gets_its_whole_answer_later(
+    serve_held: Callable[..., RunningServer], held: HeldDetector
+) -> None:
+    server = serve_held(max_in_flight_images=1, max_connections=2)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    time.sleep(3 * CHECK_SECONDS)
+    address, photo = server.address, grey_photo(2)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d"
+    with ExitStack() as stack:
+        idle = stack.enter_context(socket.create_connection(address))
+        started = time.monotonic()
+        newcomer = stack.enter_context(socket.create_connection(address))
+        newcomer.sendall(head % len(photo) + b"\r\n\r\n" + photo)
+        reply = read_all(newcomer)
+        took = time.monotonic() - started
+        assert reply.count("HTTP/1.1 ") == 1
+        assert reply.startswith("HTTP/1.1 503 ")
+        assert "There are too many connections." in reply
+        assert took >= NEWCOMERS_PAUSES * PAUSE_SECONDS
+        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
+        held.gate.set()
+        assert first().status_code == 200
