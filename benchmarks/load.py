@@ -163,8 +163,14 @@ class Server:
             connection.close()
 
 
-async def closed_loop(server: Server, photos: list[bytes], clients: int, seconds: float) -> Record:
-    """`clients` that never pause, for so long."""
+async def closed_loop(
+    server: Server,
+    photos: list[bytes],
+    clients: int,
+    seconds: float,
+    refused_seconds: float = REFUSED_SECONDS,
+) -> Record:
+    """`clients` for so long; they pause only where they are refused."""
     record, following = Record(), itertools.cycle(photos)
     end = time.perf_counter() + seconds
 
@@ -175,7 +181,7 @@ async def closed_loop(server: Server, photos: list[bytes], clients: int, seconds
             if status == 200:
                 record.seconds.append(time.perf_counter() - started)
             else:
-                await asyncio.sleep(REFUSED_SECONDS)
+                await asyncio.sleep(refused_seconds)
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return record
@@ -221,7 +227,8 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.rate:
         record = await open_loop(server, photos, options.rate, options.seconds)
     else:
-        record = await closed_loop(server, photos, options.clients, options.seconds)
+        clients, pause = options.clients, options.refused_seconds
+        record = await closed_loop(server, photos, clients, options.seconds, pause)
     server.close()
     summary = record.summary(time.perf_counter() - started)
     asked = max(1, sum(record.statuses.values()))
@@ -237,6 +244,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--rate", type=float, default=0, help="photos a second: the open loop")
     parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument(
+        "--refused-seconds",
+        type=float,
+        default=REFUSED_SECONDS,
+        help="what a refused client of the closed loop waits; 0: it comes back at once",
+    )
     parser.add_argument("--warm-up", type=int, default=4, help="photos sent before")
     print(json.dumps(uvloop.run(run(parser.parse_args()))))
 

@@ -92,12 +92,9 @@ def test_every_end_is_counted(folder: Path) -> None:
     assert summary["failed"] == record.statuses[500] + record.statuses[FAILED]
 
 
-def test_only_answers_count_in_the_closed_loop(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load, "REFUSED_SECONDS", 0.0)
+def test_only_answers_count_in_the_closed_loop(folder: Path) -> None:
     server = Answering(200, 429, HANGS_UP)
-    record = server.under(lambda to, photos: closed_loop(to, photos, 2, SECONDS), folder)
+    record = server.under(lambda to, photos: closed_loop(to, photos, 2, SECONDS, 0.0), folder)
     assert record.statuses.keys() == {200, 429, FAILED}
     assert len(record.seconds) == record.statuses[200]
 
