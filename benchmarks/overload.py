@@ -24,10 +24,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.clients import (
     JPEG,
@@ -46,7 +48,6 @@ from benchmarks.servers import SERVICE, RunningServer, running
 
 PHOTOS, CLIENTS = 8, 8
 HEALTH_EVERY, SAMPLE_EVERY = 0.05, 1.0
-OK = 200
 
 
 class Flood:
@@ -59,16 +60,15 @@ class Flood:
         self._samples: list[Sample] = []
         self._health: list[Health] = []
         self._offering = self._elapsed = 0.0
-        self._server_cpu = self._loop_cpu = self._cpu = 0.0
+        self._cpu_seconds = np.zeros(3)  # as _spent gives them
 
     async def part(self, seconds: float) -> float:
         """Send for so long, and wait for the last reply. How many a second were accepted."""
-        accepted = self._ledger.statuses[OK]
+        accepted = self._ledger.statuses[HTTPStatus.OK]
         watcher = asyncio.create_task(watch(self._server.process, SAMPLE_EVERY, self._samples))
         gc.collect()
         gc.freeze()  # the generator's own collections would be taken for the service's delays
-        started, cpu = time.perf_counter(), time.process_time()
-        server_cpu, loop_cpu = self._server.cpu_seconds(), _event_loop_seconds(self._server)
+        started, spent = time.perf_counter(), self._spent()
         with health_probe(self._server.url, HEALTH_EVERY) as health:
             async with open_session() as session:
                 tasks = []
@@ -84,16 +84,15 @@ class Flood:
         await asyncio.gather(watcher, return_exceptions=True)
         self._health.append(health)
         self._elapsed += elapsed
-        self._server_cpu += self._server.cpu_seconds() - server_cpu
-        self._loop_cpu += _event_loop_seconds(self._server) - loop_cpu
-        self._cpu += time.process_time() - cpu
-        return (self._ledger.statuses[OK] - accepted) / elapsed
+        self._cpu_seconds += self._spent() - spent
+        return (self._ledger.statuses[HTTPStatus.OK] - accepted) / elapsed
 
     def summary(self) -> dict[str, Any]:
         """Counts, latencies, memory and CPU of all parts."""
         samples = self._samples
         failures = [failure for health in self._health for failure in health.failures]
         seconds = [took for health in self._health for took in health.seconds]
+        server_cores, loop_cores, generator_cores = (self._cpu_seconds / self._elapsed).round(2)
         return {
             "offered_per_second": round(self._ledger.sent / self._offering, 1),
             **self._ledger.summary(self._elapsed),
@@ -104,10 +103,15 @@ class Flood:
             "rss_mb_middle": samples[len(samples) // 2].rss_mb,
             "rss_mb_last": samples[-1].rss_mb,
             "rss_mb_peak": round(self._server.peak_mb(), 1),
-            "server_cores": round(self._server_cpu / self._elapsed, 2),
-            "event_loop_cores": round(self._loop_cpu / self._elapsed, 2),
-            "generator_cores": round(self._cpu / self._elapsed, 2),
+            "server_cores": float(server_cores),
+            "event_loop_cores": float(loop_cores),
+            "generator_cores": float(generator_cores),
         }
+
+    def _spent(self) -> NDArray[np.float64]:
+        """CPU seconds so far of the server, of its event loop, and of this generator."""
+        server = self._server
+        return np.array([server.cpu_seconds(), _event_loop_seconds(server), time.process_time()])
 
 
 def _event_loop_seconds(server: RunningServer) -> float:
