@@ -104,6 +104,7 @@ class Config(uvicorn.Config):
         self.limits = ConnectionLimits.of(settings)
         # Of all connections, so that a crowd of newcomers need not look through them each time:
         self.leaving: dict[Connection, None] = {}  # the one that has left for longest comes first
+        self.turned_away: dict[Connection, None] = {}  # newcomers that are about to be told so
         self.nobody_goes_until = 0.0  # by the event loop's clock
         self.metrics = metrics
         self.shedder = shedder
@@ -136,7 +137,6 @@ class Connection(HttpToolsProtocol):
         self._refusals = config.metrics.refusals
         self._shedder = config.shedder
         self._leaving = False
-        self._turned_away = False
         self._draining = False
         self._in_head = False
         self._message_complete = True
@@ -185,6 +185,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         self._wait(LINGER_SECONDS, self._close)
         self._leaving = True
+        self._config.turned_away.pop(self, None)
         self._config.leaving[self] = None
 
     # --- asyncio's events -------------------------------------------------------------------
@@ -204,12 +205,13 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, from either side."""
         self._patience.stop()
+        self._config.turned_away.pop(self, None)
         self._config.leaving.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._leaving or self._turned_away or self._broken is not None:
+        if self._leaving or self._broken is not None or self in self._config.turned_away:
             return
         if self._shedder is not None and not (data := self._shed(self._shedder, data)):
             return
@@ -444,7 +446,7 @@ class Connection(HttpToolsProtocol):
     def _make_room(self) -> None:
         """Hold the number of connections: the one that has waited longest for its client goes."""
         leaving, limit = self._config.leaving, self._limits.max_connections
-        if len(self.connections) - len(leaving) <= limit:
+        if len(self.connections) - len(leaving) - len(self._config.turned_away) <= limit:
             return
         if len(self.connections) > 2 * limit:
             # Of those that have their last reply, the one that has had it for longest.
@@ -467,13 +469,18 @@ class Connection(HttpToolsProtocol):
         if not pause:
             self._refuse(error)
             return
-        self._turned_away = True
-        self._config.leaving[self] = None
+        waiting = self._config.turned_away
+        waiting[self] = None
         self.loop.call_later(NEWCOMERS_PAUSES * pause, self._refuse, error)
+        # The rest of the room is for those that have their last reply: nobody is aborted before.
+        limit = self._limits.max_connections
+        if len(waiting) > limit - max(1, limit // 8):
+            next(iter(waiting))._refuse(error)
 
     def _can_go(self, now: float) -> bool:
         since = self._patience.since
-        if since is None or self.pipeline or self._leaving or self._turned_away:
+        gone = self._leaving or self in self._config.turned_away
+        if since is None or self.pipeline or gone:
             return False
         idle = self._message_complete and not self._busy
         enough = IDLE_MAKES_WAY_SECONDS if idle else MAKES_WAY_SECONDS
