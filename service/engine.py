@@ -1,10 +1,10 @@
 """An engine: a process that loads the networks and reads photos for the server beside it.
 
 `python -m service.engine CONTROL LANE...`, each one end of a socket pair of the server, which
-starts it (service/engine_link.py). Each lane is a thread that takes a photo from its socket and
-answers on it, with no other thread in between. The engine ends when the server closes its ends or
-is gone. Its log goes to standard output: what is written to standard error comes from libraries,
-and the server logs it.
+starts it (service/engine_link.py). Each lane is a thread that takes photos from its socket and
+answers on it, with no other thread in between; photos that came together are answered together. The
+engine ends when the server closes its ends or is gone. Its log goes to standard output: what is
+written to standard error comes from libraries, and the server logs it.
 """
 
 from __future__ import annotations
@@ -102,8 +102,10 @@ class _Lanes:
             while (received := server.receive()) is not None:
                 message, photo = received
                 assert isinstance(message, Read), "lanes get photos"
-                server.send(self._answer(message, photo))
+                server.put(self._answer(message, photo))
                 del received, photo  # while it waits, an idle lane keeps nothing
+                if not server.has_more:
+                    server.flush()
         except (BrokenPipeError, ConnectionResetError):  # the server is gone
             return
         except BaseException:  # noqa: BLE001 - it ends the process

@@ -56,24 +56,30 @@ class AskedPhoto:
 
 
 class EngineLane:
-    """The server's end of one thread of an engine, which has at most one photo."""
+    """The server's end of one thread of an engine, which reads its photos one by one."""
 
     def __init__(self, engine: EngineLink) -> None:
         self.engine = engine
         self.messages = Messages(self._on_message, self._on_end)
-        self._photo: AskedPhoto | None = None
+        self._photos: dict[int, AskedPhoto] = {}
 
     def read(self, photo: AskedPhoto) -> None:
-        """Send it a photo; it is busy until that is answered."""
+        """Send it a photo; it is busy until all that it has are answered."""
         self.messages.send(photo.read, photo.photo)
-        self._photo = photo
+        self._photos[photo.read.number] = photo
         photo.lane = self
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has photos that are not answered yet."""
+        return bool(self._photos)
 
     def end(self) -> None:
         """There will be no answer any more."""
-        photo, self._photo = self._photo, None
-        if photo is not None and not photo.answer.done():
-            photo.answer.set_exception(_ended())
+        photos, self._photos = self._photos, {}
+        for photo in photos.values():
+            if not photo.answer.done():
+                photo.answer.set_exception(_ended())
 
     def _on_end(self) -> None:
         self.end()
@@ -81,11 +87,12 @@ class EngineLane:
 
     def _on_message(self, message: Message, _: bytes) -> None:
         assert isinstance(message, Answer), "lanes answer"
-        photo, self._photo = self._photo, None
+        photo = self._photos.pop(message.number, None)
         self.engine.was_heard()
         try:
             # First the next photo, then what becomes of this one: the lane need not wait for that.
-            self.engine.on_free(self)
+            if not self.is_busy:
+                self.engine.on_free(self)
         finally:
             if photo is not None and not photo.answer.done():
                 if message.error is None:
@@ -106,7 +113,7 @@ class EngineLink:
         on_lost: Callable[[EngineLane], None],
         on_end: Callable[[], None],
     ) -> None:
-        """`on_free` gets a lane that has no photo, `on_lost` one that takes none any more."""
+        """`on_free` gets a lane that has no photos, `on_lost` one that takes none any more."""
         loop = asyncio.get_running_loop()
         self._metrics = metrics
         self.on_free = on_free

@@ -21,6 +21,7 @@ from service.schemas import ModelReply
 from service.settings import Settings
 
 HEAD = struct.Struct("<QQ")  # bytes of the pickled object, and of the photo
+MAX_UNSENT_BYTES = 256 * 1024
 
 
 class Start(NamedTuple):
@@ -144,10 +145,26 @@ class BlockingMessages:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._unsent: list[bytes] = []
 
-    def send(self, message: Message) -> None:
-        """Send a message. Raises OSError where the other end is gone."""
-        self._end.sendall(b"".join(_encoded(message, b"")))
+    @property
+    def has_more(self) -> bool:
+        """Whether a message has come, or its beginning. Raises OSError as `flush`."""
+        try:
+            return bool(self._end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+    def put(self, message: Message) -> None:
+        """Send a message together with those that follow, or once there is much to send."""
+        self._unsent += _encoded(message, b"")
+        if sum(map(len, self._unsent)) > MAX_UNSENT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was put. Raises OSError where the other end is gone."""
+        self._end.sendall(b"".join(self._unsent))
+        self._unsent.clear()
 
     def receive(self) -> tuple[Message, bytes] | None:
         """The next message and its photo, None at the end."""
