@@ -104,7 +104,7 @@ class _Lanes:
                 assert isinstance(message, Read), "lanes get photos"
                 server.put(self._answer(message, photo))
                 del received, photo  # while it waits, an idle lane keeps nothing
-                if not server.has_more:
+                if not server.has_more():
                     server.flush()
         except (BrokenPipeError, ConnectionResetError):  # the server is gone
             return

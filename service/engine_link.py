@@ -53,6 +53,13 @@ class AskedPhoto:
     photo: bytes
     answer: asyncio.Future[Any]
     lane: EngineLane | None = None
+    goes_alone: bool = False
+    """It was with others in a lane that ended: which of them ended it is not known."""
+
+    def fail(self) -> None:
+        """There will be no answer any more."""
+        if not self.answer.done():
+            self.answer.set_exception(_ended())
 
 
 class EngineLane:
@@ -75,11 +82,12 @@ class EngineLane:
         return bool(self._photos)
 
     def end(self) -> None:
-        """There will be no answer any more."""
-        photos, self._photos = self._photos, {}
-        for photo in photos.values():
-            if not photo.answer.done():
-                photo.answer.set_exception(_ended())
+        """There will be no more answers: photos that it had together are to be read by others."""
+        photos, self._photos = list(self._photos.values()), {}
+        if len(photos) == 1:
+            photos[0].fail()
+        elif photos:
+            self.engine.give_back(photos)
 
     def _on_end(self) -> None:
         self.end()
@@ -111,13 +119,17 @@ class EngineLink:
         *,
         on_free: Callable[[EngineLane], None],
         on_lost: Callable[[EngineLane], None],
+        give_back: Callable[[Sequence[AskedPhoto]], None],
         on_end: Callable[[], None],
     ) -> None:
-        """`on_free` gets a lane that has no photos, `on_lost` one that takes none any more."""
+        """`on_free` gets a lane that has no photos, `on_lost` one that takes none any more,
+        `give_back` photos that a lane had together when it ended.
+        """
         loop = asyncio.get_running_loop()
         self._metrics = metrics
         self.on_free = on_free
         self._on_lost = on_lost
+        self.give_back = give_back
         self._tell_end = on_end
         self.load = Load()
         self.resident_bytes = 0

@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import reduce
 from operator import add
@@ -37,11 +37,11 @@ SOUND_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 START_SECONDS = 120.0  # for a start that is tried again
 
-# Where many photos wait, a lane gets several: once its caches hold what the server does with an
-# answer and the next request, it does that for all of them. They are answered together, so one a
-# lane has for each of so many that wait for it: that prolongs their wait by an eighth on average.
+# Where many photos wait, a lane gets several at once and answers them together: the server handles
+# answers and new requests in groups then, with warm caches. One more for each four that wait for a
+# lane: an answer is held back for an eighth of the time, on average, that a newcomer waits.
 WAITING_FOR_ONE_MORE = 4
-MOST_AT_ONCE = 8
+MOST_AT_ONCE = 16
 MOST_BYTES_AT_ONCE = SOCKET_BYTES // 2
 
 logger = logging.getLogger(__name__)
@@ -171,13 +171,27 @@ class Engines:
     def _next_photos(self) -> list[AskedPhoto]:
         """What one lane gets at once: the first that waits, and more where many do."""
         most = 1 + len(self._waiting) // (WAITING_FOR_ONE_MORE * self._lanes)
-        photos, size = [self._waiting.popleft()], 0
+        photos = [self._waiting.popleft()]
+        size = len(photos[0].photo)
         while self._waiting and len(photos) < min(most, MOST_AT_ONCE):
-            size += len(photos[-1].photo)
-            if size + len(self._waiting[0].photo) > MOST_BYTES_AT_ONCE:
+            one_more = self._waiting[0]
+            size += len(one_more.photo)
+            if size > MOST_BYTES_AT_ONCE or photos[0].goes_alone or one_more.goes_alone:
                 break
             photos.append(self._waiting.popleft())
         return photos
+
+    def _take_back(self, photos: Sequence[AskedPhoto]) -> None:
+        """Have them read by the next lane that is free, each by itself.
+
+        None is handed out here: other lanes of the same engine may not know yet that it has ended.
+        """
+        for photo in reversed(photos):
+            photo.lane, photo.goes_alone = None, True
+            if self._is_closed:
+                photo.fail()
+            elif not photo.answer.done():
+                self._waiting.appendleft(photo)
 
     def _next_lane(self) -> EngineLane:
         # Of the engine that has the most free lanes the one that was busy last: its core's caches
@@ -197,6 +211,7 @@ class Engines:
             self._metrics,
             on_free=self._free,
             on_lost=self._lose,
+            give_back=self._take_back,
             on_end=self._on_change,
         )
 
@@ -211,6 +226,7 @@ class Engines:
             engine = self._engines[place]
             await engine.ended.wait()
             await engine.stop(LAST_SECONDS)
+            self._hand_out()  # what it has given back, to another engine
             code = None if engine.process is None else engine.process.returncode
             logger.critical("an engine ended, and is started again", extra={"exit_code": code})
             self._metrics.engine_restarts.inc()

@@ -147,7 +147,6 @@ class BlockingMessages:
         self._end = end
         self._unsent: list[bytes] = []
 
-    @property
     def has_more(self) -> bool:
         """Whether a message has come, or its beginning. Raises OSError as `flush`."""
         try:

@@ -442,7 +442,9 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
 def test_blocking_end_takes_what_the_other_sends() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        BlockingMessages(ours).send(Drop(3))
+        sender = BlockingMessages(ours)
+        sender.put(Drop(3))
+        sender.flush()
         assert BlockingMessages(theirs).receive() == (Drop(3), b"")
         ours.sendall(b"half a he")
         ours.shutdown(socket.SHUT_WR)
