@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import uvloop
 from structlog.contextvars import bound_contextvars
@@ -48,6 +49,7 @@ from service.starting import keep_what_is_there, prepare_process, startup_error
 from service.watch import StageWatch
 
 HEALTH_SECONDS = 1.0
+HELD_SECONDS = 0.05  # that an answer waits, at most, for those to the photos that came with its own
 STOP_SECONDS = 2.0  # for the last runs, whose waiters are gone
 EARLY_DROPS = 256
 FAILED = 70  # exit code: an internal error (EX_SOFTWARE)
@@ -70,10 +72,11 @@ class _Lanes:
         # Numbers dropped before their photo was here: it comes by another socket.
         self._dropped: deque[int] = deque(maxlen=EARLY_DROPS)
         self._dropping = threading.Lock()
+        self._servers = [BlockingMessages(end) for end in ends]
         # Daemons: a network that hangs must not keep the process from ending.
         self._threads = [
-            threading.Thread(target=self._work, args=(BlockingMessages(end),), daemon=True)
-            for end in ends
+            threading.Thread(target=self._work, args=(server,), daemon=True)
+            for server in self._servers
         ]
 
     def start(self) -> None:
@@ -88,6 +91,12 @@ class _Lanes:
                 task.is_dropped = True
             else:
                 self._dropped.append(number)
+
+    def flush(self) -> None:
+        """Send the answers that wait for others."""
+        with suppress(OSError):  # the server is gone
+            for server in self._servers:
+                server.flush()
 
     def join(self, timeout_seconds: float) -> None:
         """Wait for the photos that are being read, for so long each."""
@@ -112,6 +121,7 @@ class _Lanes:
             # A lane less would never be noticed; an engine that ends is started again.
             try:
                 logger.critical("a lane failed", exc_info=True)
+                self.flush()
             finally:
                 os._exit(FAILED)
 
@@ -175,6 +185,7 @@ class _Engine:
         try:
             pipeline = await self._start(settings, pixels)
             self.control.send(Ready())
+            self._flushing = asyncio.create_task(self._flush())
             await self._tell_health(pipeline, pixels, settings.stage_limit_ms / 1000)
         except Exception as error:  # noqa: BLE001 - the edge of the process
             self.control.send(Failed(startup_error(error)))
@@ -192,6 +203,11 @@ class _Engine:
         keep_what_is_there()
         self._lanes.start()
         return pipeline
+
+    async def _flush(self) -> None:
+        while self._lanes is not None:
+            await asyncio.sleep(HELD_SECONDS)
+            self._lanes.flush()
 
     async def _tell_health(
         self, pipeline: Pipeline, pixels: LanePixels, stage_limit_seconds: float

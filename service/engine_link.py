@@ -37,6 +37,8 @@ SOCKET_BYTES = 1024 * 1024  # so that most photos go at once
 # An engine that says nothing for so long beyond the limit of a stage hangs as a whole.
 SILENCE_SECONDS = 3.0
 LAST_SECONDS = 1.0  # for an engine to end when it has closed a socket
+# A lane that answers nothing for so long has a slow photo: others need not wait for it.
+SLOW_SECONDS = 0.25
 RETRY_SECONDS = 2
 ENGINE = "engine"
 STANDARD_ERROR = 2
@@ -69,25 +71,44 @@ class EngineLane:
         self.engine = engine
         self.messages = Messages(self._on_message, self._on_end)
         self._photos: dict[int, AskedPhoto] = {}
+        self._moved_at = 0.0
 
     def read(self, photo: AskedPhoto) -> None:
         """Send it a photo; it is busy until all that it has are answered."""
         self.messages.send(photo.read, photo.photo)
         self._photos[photo.read.number] = photo
         photo.lane = self
+        self._moved_at = time.monotonic()
 
     @property
     def is_busy(self) -> bool:
         """Whether it has photos that are not answered yet."""
         return bool(self._photos)
 
+    @property
+    def waiting(self) -> int:
+        """Photos that it has beside the one that it reads."""
+        return max(0, len(self._photos) - 1)
+
+    def let_go(self) -> list[AskedPhoto]:
+        """Where the photo that it reads is slow, those that wait for it, which it reads no more."""
+        if not self.waiting or time.monotonic() - self._moved_at < SLOW_SECONDS:
+            return []
+        first, *others = self._photos.values()
+        self._photos = {first.read.number: first}
+        for photo in others:
+            self.engine.drop(photo.read.number)
+        return others
+
     def end(self) -> None:
         """There will be no more answers: photos that it had together are to be read by others."""
         photos, self._photos = list(self._photos.values()), {}
         if len(photos) == 1:
             photos[0].fail()
-        elif photos:
-            self.engine.give_back(photos)
+            return
+        for photo in photos:
+            photo.goes_alone = True
+        self.engine.give_back(photos)
 
     def _on_end(self) -> None:
         self.end()
@@ -95,14 +116,17 @@ class EngineLane:
 
     def _on_message(self, message: Message, _: bytes) -> None:
         assert isinstance(message, Answer), "lanes answer"
-        photo = self._photos.pop(message.number, None)
         self.engine.was_heard()
+        photo = self._photos.pop(message.number, None)
+        if photo is None:  # it was let go
+            return
+        self._moved_at = time.monotonic()
         try:
             # First the next photo, then what becomes of this one: the lane need not wait for that.
             if not self.is_busy:
                 self.engine.on_free(self)
         finally:
-            if photo is not None and not photo.answer.done():
+            if not photo.answer.done():
                 if message.error is None:
                     photo.answer.set_result(message.result)
                 else:
@@ -142,7 +166,7 @@ class EngineLink:
         self.is_warm = False
         self._settings = settings
         self._control = Messages(self._on_message, self._on_end)
-        self._lanes = [EngineLane(self) for _ in range(settings.image_workers)]
+        self.lanes = [EngineLane(self) for _ in range(settings.image_workers)]
         self._is_stopping = False
         self._hung: str | None = None
         self._cpu_seconds = 0.0
@@ -165,7 +189,7 @@ class EngineLink:
 
     async def start(self) -> None:
         """Start the process, which then loads its networks."""
-        protocols = [self._control, *(lane.messages for lane in self._lanes)]
+        protocols = [self._control, *(lane.messages for lane in self.lanes)]
         with ExitStack() as ours, ExitStack() as theirs:
             pairs = [_pair(ours, theirs) for _ in protocols]
             self.process = await asyncio.to_thread(_launch, [end for _, end in pairs])
@@ -193,7 +217,7 @@ class EngineLink:
     async def stop(self, timeout_seconds: float) -> None:
         """Let it finish and end; past the time it is killed."""
         self._is_stopping = True
-        for messages in (self._control, *(lane.messages for lane in self._lanes)):
+        for messages in (self._control, *(lane.messages for lane in self.lanes)):
             messages.close()
         if self.process is not None:
             try:
@@ -218,7 +242,7 @@ class EngineLink:
             self.is_warm = True
             if not self.ready.done():
                 self.ready.set_result(None)
-            for lane in self._lanes:
+            for lane in self.lanes:
                 self.on_free(lane)
         elif isinstance(message, Failed):
             self._fail_start(message.error)
@@ -227,7 +251,7 @@ class EngineLink:
         self.ended.set()
         self._fail_start(StartupError("an engine ended while it was starting"))
         self.load, self.resident_bytes, self._hung = Load(), 0, None
-        for lane in self._lanes:
+        for lane in reversed(self.lanes):  # each gives back what it had, before what waits
             lane.end()
             self._on_lost(lane)
         self._tell_end()

@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import reduce
 from operator import add
@@ -43,6 +43,7 @@ START_SECONDS = 120.0  # for a start that is tried again
 WAITING_FOR_ONE_MORE = 4
 MOST_AT_ONCE = 16
 MOST_BYTES_AT_ONCE = SOCKET_BYTES // 2
+RELIEF_SECONDS = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,12 @@ class Engines:
         """`on_change` is called when an engine has ended or is there again."""
         # One a core: another would have the photos take turns, and the slowest ones wait longer.
         lanes = settings.photo_threads
-        self._lanes = lanes
         self._count = settings.engines
+        self._lanes_each = -(-lanes // self._count)
         self._settings = settings.model_copy(
             update={
                 "api_keys": None,  # none of an engine's business
-                "image_workers": -(-lanes // self._count),
+                "image_workers": self._lanes_each,
                 "max_in_flight_pixels": settings.max_in_flight_pixels // self._count,
             }
         )
@@ -79,6 +80,7 @@ class Engines:
         self._on_loaded: Callable[[ModelReply], None] = lambda _: None
         self._engines: list[EngineLink] = []
         self._keepers: list[asyncio.Task[None]] = []
+        self._relieving: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._waiting: deque[AskedPhoto] = deque()
         self._idle: list[EngineLane] = []
@@ -89,7 +91,8 @@ class Engines:
     @property
     def load(self) -> Load:
         """See PhotoReader."""
-        return reduce(add, (engine.load for engine in self._engines), Load(len(self._waiting)))
+        waiting = len(self._waiting) + sum(lane.waiting for lane in self._all_lanes())
+        return reduce(add, (engine.load for engine in self._engines), Load(waiting))
 
     @property
     def are_gone(self) -> bool:
@@ -115,6 +118,7 @@ class Engines:
         on_loaded(await self._engines[0].model)
         await asyncio.gather(*(engine.ready for engine in self._engines))
         self._keepers = [asyncio.create_task(self._keep(place)) for place in range(self._count)]
+        self._relieving = asyncio.create_task(self._relieve())
 
     async def recognize(
         self,
@@ -145,8 +149,9 @@ class Engines:
     async def drain(self, timeout_seconds: float) -> None:
         """See PhotoReader."""
         self._is_closed = True
-        for keeper in self._keepers:
-            keeper.cancel()
+        for task in (*self._keepers, self._relieving):
+            if task is not None:
+                task.cancel()
         await asyncio.gather(*(engine.stop(timeout_seconds) for engine in self._engines))
 
     def _let_go(self, photo: AskedPhoto) -> None:
@@ -170,7 +175,8 @@ class Engines:
 
     def _next_photos(self) -> list[AskedPhoto]:
         """What one lane gets at once: the first that waits, and more where many do."""
-        most = 1 + len(self._waiting) // (WAITING_FOR_ONE_MORE * self._lanes)
+        lanes = self._lanes_each * self._count
+        most = 1 + len(self._waiting) // (WAITING_FOR_ONE_MORE * lanes)
         photos = [self._waiting.popleft()]
         size = len(photos[0].photo)
         while self._waiting and len(photos) < min(most, MOST_AT_ONCE):
@@ -182,16 +188,29 @@ class Engines:
         return photos
 
     def _take_back(self, photos: Sequence[AskedPhoto]) -> None:
-        """Have them read by the next lane that is free, each by itself.
+        """Have them read by the next lane that is free, before all others.
 
-        None is handed out here: other lanes of the same engine may not know yet that it has ended.
+        None is handed out here: where an engine ends, others of its lanes may not know it yet.
         """
         for photo in reversed(photos):
-            photo.lane, photo.goes_alone = None, True
+            photo.lane = None
+            # What the lane that had it still says of it is passed over.
+            photo.read = photo.read._replace(number=next(self._numbers))
             if self._is_closed:
                 photo.fail()
             elif not photo.answer.done():
                 self._waiting.appendleft(photo)
+
+    async def _relieve(self) -> None:
+        """Have nobody wait for a slow photo that happens to be before it in a lane."""
+        while True:
+            await asyncio.sleep(RELIEF_SECONDS)
+            for lane in self._all_lanes():
+                self._take_back(lane.let_go())
+            self._hand_out()
+
+    def _all_lanes(self) -> Iterator[EngineLane]:
+        return itertools.chain.from_iterable(engine.lanes for engine in self._engines)
 
     def _next_lane(self) -> EngineLane:
         # Of the engine that has the most free lanes the one that was busy last: its core's caches
@@ -226,7 +245,6 @@ class Engines:
             engine = self._engines[place]
             await engine.ended.wait()
             await engine.stop(LAST_SECONDS)
-            self._hand_out()  # what it has given back, to another engine
             code = None if engine.process is None else engine.process.returncode
             logger.critical("an engine ended, and is started again", extra={"exit_code": code})
             self._metrics.engine_restarts.inc()

@@ -11,6 +11,7 @@ import asyncio
 import pickle
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -146,6 +147,7 @@ class BlockingMessages:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._unsent: list[bytes] = []
+        self._sending = threading.Lock()
 
     def has_more(self) -> bool:
         """Whether a message has come, or its beginning. Raises OSError as `flush`."""
@@ -155,15 +157,20 @@ class BlockingMessages:
             return False
 
     def put(self, message: Message) -> None:
-        """Send a message together with those that follow, or once there is much to send."""
-        self._unsent += _encoded(message, b"")
-        if sum(map(len, self._unsent)) > MAX_UNSENT_BYTES:
+        """Have a message sent by the next `flush`, or now where there is much to send."""
+        pieces = _encoded(message, b"")
+        with self._sending:
+            self._unsent += pieces
+            is_much = sum(map(len, self._unsent)) > MAX_UNSENT_BYTES
+        if is_much:
             self.flush()
 
     def flush(self) -> None:
-        """Send what was put. Raises OSError where the other end is gone."""
-        self._end.sendall(b"".join(self._unsent))
-        self._unsent.clear()
+        """Send what was put; on any thread. Raises OSError where the other end is gone."""
+        if self._unsent:
+            with self._sending:
+                self._end.sendall(b"".join(self._unsent))
+                self._unsent.clear()
 
     def receive(self) -> tuple[Message, bytes] | None:
         """The next message and its photo, None at the end."""
