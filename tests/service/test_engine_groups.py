@@ -346,3 +346,29 @@ def test_everyone_in_a_crowd_before_an_engine_gets_its_own_answer(
         assert reply["image"] == expected["image"]
         assert len(reply["faces"]) == 1
         assert_same(expected["faces"][0], reply["faces"][0])
+
+
+def test_photo_that_cannot_be_sent_is_told_and_leaves_its_lane_free() -> None:
+    async def scenario() -> None:
+        engines = idle_engines(1)
+        lane = lane_of(engines)
+        lane.messages.connection_made(
+            SimpleNamespace(is_closing=lambda: False, writelines=lambda _: None)  # type: ignore[arg-type]
+        )
+        photos = promised(5)
+        for number in (0, 2):
+            photos[number].read = photos[number].read._replace(then=lambda *_: None)
+        engines._waiting.extend(photos[:1])
+        engines._idle.append(lane)
+        engines._hand_out()
+        assert photos[0].answer.exception() is not None
+        assert engines._idle == [lane]
+        engines._idle.clear()
+        engines._waiting.extend(photos[1:])
+        engines._idle.append(lane)
+        engines._hand_out()
+        assert [photo.answer.done() for photo in photos[1:]] == [False, True, False, False]
+        assert photos[2].answer.exception() is not None
+        assert engines._idle == []
+
+    asyncio.run(scenario())
