@@ -49,7 +49,8 @@ from service.starting import keep_what_is_there, prepare_process, startup_error
 from service.watch import StageWatch
 
 HEALTH_SECONDS = 1.0
-HELD_SECONDS = 0.05  # that an answer waits, at most, for those to the photos that came with its own
+# An answer waits for those to the photos that came with its own, for once to twice as long at most.
+HELD_SECONDS = 0.05
 STOP_SECONDS = 2.0  # for the last runs, whose waiters are gone
 EARLY_DROPS = 256
 FAILED = 70  # exit code: an internal error (EX_SOFTWARE)
@@ -92,11 +93,11 @@ class _Lanes:
             else:
                 self._dropped.append(number)
 
-    def flush(self) -> None:
-        """Send the answers that wait for others."""
+    def flush_late(self) -> None:
+        """Send the answers that have waited for others since the last call."""
         with suppress(OSError):  # the server is gone
             for server in self._servers:
-                server.flush()
+                server.flush_late()
 
     def join(self, timeout_seconds: float) -> None:
         """Wait for the photos that are being read, for so long each."""
@@ -121,7 +122,7 @@ class _Lanes:
             # A lane less would never be noticed; an engine that ends is started again.
             try:
                 logger.critical("a lane failed", exc_info=True)
-                self.flush()
+                server.flush()
             finally:
                 os._exit(FAILED)
 
@@ -207,7 +208,7 @@ class _Engine:
     async def _flush(self) -> None:
         while self._lanes is not None:
             await asyncio.sleep(HELD_SECONDS)
-            self._lanes.flush()
+            self._lanes.flush_late()
 
     async def _tell_health(
         self, pipeline: Pipeline, pixels: LanePixels, stage_limit_seconds: float

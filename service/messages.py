@@ -148,6 +148,8 @@ class BlockingMessages:
         self._end = end
         self._unsent: list[bytes] = []
         self._sending = threading.Lock()
+        self._flushes = 0
+        self._late: int | None = None
 
     def has_more(self) -> bool:
         """Whether a message has come, or its beginning. Raises OSError as `flush`."""
@@ -171,6 +173,13 @@ class BlockingMessages:
             with self._sending:
                 self._end.sendall(b"".join(self._unsent))
                 self._unsent.clear()
+                self._flushes += 1
+
+    def flush_late(self) -> None:
+        """Send what was put before the last call of this and not sent since; raises as `flush`."""
+        if self._flushes == self._late:
+            self.flush()
+        self._late = self._flushes if self._unsent else None
 
     def receive(self) -> tuple[Message, bytes] | None:
         """The next message and its photo, None at the end."""

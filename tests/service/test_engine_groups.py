@@ -268,6 +268,21 @@ def test_answers_go_together_unless_they_are_large() -> None:
         assert server.has_more()
         assert [server.receive(), server.receive()] == [(Drop(1), b""), (Drop(2), b"")]
         assert not server.has_more()
+        engine.flush_late()
+        engine.put(Drop(1))
+        engine.flush_late()
+        assert not server.has_more(), "it was put after the last call"
+        engine.flush_late()
+        assert server.receive() == (Drop(1), b"")
+        engine.put(Drop(2))
+        engine.flush_late()
+        engine.flush()
+        engine.put(Drop(3))
+        engine.flush_late()
+        assert server.receive() == (Drop(2), b"")
+        assert not server.has_more(), "what the last call saw is sent"
+        engine.flush()
+        assert server.receive() == (Drop(3), b"")
         half = Answer(3, bytes(MAX_UNSENT_BYTES // 2), None)
         engine.put(half)
         assert not server.has_more()
@@ -312,8 +327,9 @@ def test_engine_answers_together_but_holds_no_answer_for_long() -> None:
         lanes.start()
         time.sleep(0.1)
         server = BlockingMessages(ours)
+        lanes.flush_late()
         assert not server.has_more(), "the first answer waits for the second"
-        lanes.flush()
+        lanes.flush_late()
         assert server.receive() == (Answer(0, b"photo 0", None), b"")
         answers = [server.receive() for _ in numbers[1:]]
         assert answers == [(Answer(n, b"photo %d" % n, None), b"") for n in numbers[1:]]
