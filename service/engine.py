@@ -17,7 +17,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -52,7 +51,7 @@ HEALTH_SECONDS = 1.0
 # An answer waits for those to the photos that came with its own, for once to twice as long at most.
 HELD_SECONDS = 0.05
 STOP_SECONDS = 2.0  # for the last runs, whose waiters are gone
-EARLY_DROPS = 256
+EARLY_DROPS = 4096
 FAILED = 70  # exit code: an internal error (EX_SOFTWARE)
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class _Lanes:
         self._pixels = pixels
         self._tasks: dict[int, Task] = {}
         # Numbers dropped before their photo was here: it comes by another socket.
-        self._dropped: deque[int] = deque(maxlen=EARLY_DROPS)
+        self._dropped: dict[int, None] = {}
         self._dropping = threading.Lock()
         self._servers = [BlockingMessages(end) for end in ends]
         # Daemons: a network that hangs must not keep the process from ending.
@@ -91,12 +90,14 @@ class _Lanes:
             if task := self._tasks.get(number):
                 task.is_dropped = True
             else:
-                self._dropped.append(number)
+                self._dropped[number] = None
+                if len(self._dropped) > EARLY_DROPS:
+                    del self._dropped[next(iter(self._dropped))]
 
     def flush_late(self) -> None:
         """Send the answers that have waited for others since the last call."""
-        with suppress(OSError):  # the server is gone
-            for server in self._servers:
+        for server in self._servers:
+            with suppress(OSError):  # it is gone
                 server.flush_late()
 
     def join(self, timeout_seconds: float) -> None:
@@ -131,6 +132,7 @@ class _Lanes:
         with self._dropping:
             self._tasks[message.number] = task
             task.is_dropped = message.number in self._dropped
+            self._dropped.pop(message.number, None)
         result, error = None, None
         with bound_contextvars(**message.context):
             try:

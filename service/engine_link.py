@@ -56,7 +56,7 @@ class AskedPhoto:
     answer: asyncio.Future[Any]
     lane: EngineLane | None = None
     goes_alone: bool = False
-    """It was with others in a lane that ended: which of them ended it is not known."""
+    """It was with others in a lane that ended or was slow; which of them did it is not known."""
 
     def fail(self) -> None:
         """There will be no answer any more."""
@@ -72,13 +72,14 @@ class EngineLane:
         self.messages = Messages(self._on_message, self._on_end)
         self._photos: dict[int, AskedPhoto] = {}
         self._moved_at = 0.0
+        self._seen_slow = False
 
     def read(self, photo: AskedPhoto) -> None:
         """Send it a photo; it is busy until all that it has are answered."""
         self.messages.send(photo.read, photo.photo)
         self._photos[photo.read.number] = photo
         photo.lane = self
-        self._moved_at = time.monotonic()
+        self._has_moved()
 
     @property
     def is_busy(self) -> bool:
@@ -91,14 +92,25 @@ class EngineLane:
         return max(0, len(self._photos) - 1)
 
     def let_go(self) -> list[AskedPhoto]:
-        """Where the photo that it reads is slow, those that wait for it, which it reads no more."""
+        """Where the lane is slow, all but its first photo, which it then reads no more.
+
+        Each of them goes alone from here on, so that this happens to it once.
+        """
         if not self.waiting or time.monotonic() - self._moved_at < SLOW_SECONDS:
+            return []
+        # Where the whole server stood still, an answer that has come is taken only after this.
+        if not self._seen_slow:
+            self._seen_slow = True
             return []
         first, *others = self._photos.values()
         self._photos = {first.read.number: first}
         for photo in others:
             self.engine.drop(photo.read.number)
+            photo.goes_alone = True
         return others
+
+    def _has_moved(self) -> None:
+        self._moved_at, self._seen_slow = time.monotonic(), False
 
     def end(self) -> None:
         """There will be no more answers: photos that it had together are to be read by others."""
@@ -120,7 +132,7 @@ class EngineLane:
         photo = self._photos.pop(message.number, None)
         if photo is None:  # it was let go
             return
-        self._moved_at = time.monotonic()
+        self._has_moved()
         try:
             # First the next photo, then what becomes of this one: the lane need not wait for that.
             if not self.is_busy:
