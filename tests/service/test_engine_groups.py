@@ -132,11 +132,7 @@ def test_photos_of_a_lane_that_ends_are_read_alone_unless_the_service_ends(is_cl
 
 def test_photo_that_was_given_back_can_be_given_up() -> None:
     async def scenario() -> None:
-        engines = idle_engines(1)
-        lane = lane_of(engines)
-        photos = promised(2)
-        for photo in photos:
-            lane.read(photo)
+        engines, lane, photos = busy_lane(2)
         lane.end()
         photos[0].answer.cancel()
         engines._let_go(photos[0])
@@ -155,11 +151,7 @@ def test_those_that_go_alone_are_in_no_group() -> None:
 @pytest.mark.usefixtures("never_slow")
 def test_nobody_waits_for_a_slow_photo_of_the_same_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        engines = idle_engines(1)
-        lane = lane_of(engines)
-        photos = promised(3)
-        for photo in photos:
-            lane.read(photo)
+        engines, lane, photos = busy_lane(3)
         assert [lane.let_go(), lane.let_go()] == [[], []]
         monkeypatch.setattr(engine_link, "SLOW_SECONDS", 0.0)
         assert lane.let_go() == [], "its answer may have come, and not been taken"
@@ -219,6 +211,15 @@ def lane_of(engines: Engines) -> EngineLane:
     return EngineLane(EngineStub(engines))  # type: ignore[arg-type]
 
 
+def busy_lane(count: int) -> tuple[Engines, EngineLane, list[AskedPhoto]]:
+    """A lane that reads the first of so many photos, whose numbers begin with 0."""
+    engines = idle_engines(1)
+    lane, photos = lane_of(engines), promised(count)
+    for photo in photos:
+        lane.read(photo)
+    return engines, lane, photos
+
+
 def promised(count: int) -> list[AskedPhoto]:
     loop = asyncio.get_running_loop()
     return [asked(number, answer=loop.create_future()) for number in range(count)]
@@ -226,9 +227,7 @@ def promised(count: int) -> list[AskedPhoto]:
 
 def test_photo_whose_engine_ends_while_it_is_alone_is_lost() -> None:
     async def scenario() -> AskedPhoto:
-        lane = lane_of(idle_engines(1))
-        [photo] = promised(1)
-        lane.read(photo)
+        _, lane, [photo] = busy_lane(1)
         lane.end()
         return photo
 
