@@ -58,10 +58,10 @@ class AskedPhoto:
     goes_alone: bool = False
     """It was with others in a lane that ended or was slow; which of them did it is not known."""
 
-    def fail(self) -> None:
-        """There will be no answer any more."""
+    def fail(self, error: Exception | None = None) -> None:
+        """There will be no answer; without `error`, since what had the photo has ended."""
         if not self.answer.done():
-            self.answer.set_exception(_ended())
+            self.answer.set_exception(error or _ended())
 
 
 class EngineLane:
@@ -92,10 +92,7 @@ class EngineLane:
         return max(0, len(self._photos) - 1)
 
     def let_go(self) -> list[AskedPhoto]:
-        """Where the lane is slow, all but its first photo, which it then reads no more.
-
-        Each of them goes alone from here on, so that this happens to it once.
-        """
+        """Where the lane is slow, all but its first photo, which it then reads no more."""
         if not self.waiting or time.monotonic() - self._moved_at < SLOW_SECONDS:
             return []
         # Where the whole server stood still, an answer that has come is taken only after this.
@@ -106,7 +103,6 @@ class EngineLane:
         self._photos = {first.read.number: first}
         for photo in others:
             self.engine.drop(photo.read.number)
-            photo.goes_alone = True
         return others
 
     def _has_moved(self) -> None:
@@ -117,10 +113,8 @@ class EngineLane:
         photos, self._photos = list(self._photos.values()), {}
         if len(photos) == 1:
             photos[0].fail()
-            return
-        for photo in photos:
-            photo.goes_alone = True
-        self.engine.give_back(photos)
+        else:
+            self.engine.give_back(photos)
 
     def _on_end(self) -> None:
         self.end()

@@ -80,7 +80,6 @@ class Engines:
         self._on_loaded: Callable[[ModelReply], None] = lambda _: None
         self._engines: list[EngineLink] = []
         self._keepers: list[asyncio.Task[None]] = []
-        self._relieving: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._waiting: deque[AskedPhoto] = deque()
         self._idle: list[EngineLane] = []
@@ -118,7 +117,7 @@ class Engines:
         on_loaded(await self._engines[0].model)
         await asyncio.gather(*(engine.ready for engine in self._engines))
         self._keepers = [asyncio.create_task(self._keep(place)) for place in range(self._count)]
-        self._relieving = asyncio.create_task(self._relieve())
+        self._keepers.append(asyncio.create_task(self._relieve()))
 
     async def recognize(
         self,
@@ -149,9 +148,8 @@ class Engines:
     async def drain(self, timeout_seconds: float) -> None:
         """See PhotoReader."""
         self._is_closed = True
-        for task in (*self._keepers, self._relieving):
-            if task is not None:
-                task.cancel()
+        for keeper in self._keepers:
+            keeper.cancel()
         await asyncio.gather(*(engine.stop(timeout_seconds) for engine in self._engines))
 
     def _let_go(self, photo: AskedPhoto) -> None:
@@ -168,8 +166,7 @@ class Engines:
                 try:
                     lane.read(photo)
                 except Exception as error:  # noqa: BLE001 - it can't be sent: its caller hears of it
-                    if not photo.answer.done():
-                        photo.answer.set_exception(error)
+                    photo.fail(error)
             if not lane.is_busy:
                 self._idle.append(lane)
 
@@ -188,12 +185,12 @@ class Engines:
         return photos
 
     def _take_back(self, photos: Sequence[AskedPhoto]) -> None:
-        """Have them read by the next lane that is free, before all others.
+        """Have them read by the next lane that is free, before all others, and each by itself.
 
         None is handed out here: where an engine ends, others of its lanes may not know it yet.
         """
         for photo in reversed(photos):
-            photo.lane = None
+            photo.lane, photo.goes_alone = None, True
             # What the lane that had it still says of it is passed over.
             photo.read = photo.read._replace(number=next(self._numbers))
             if self._is_closed:
