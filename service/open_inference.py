@@ -22,6 +22,7 @@ from service.pipeline import ReadFace
 INPUT: Final = "image"
 GRID: Final = 7
 LENGTH: Final = struct.Struct("<I")
+MAX_DIMENSIONS = 8  # of the shape that a client sends
 DATATYPES: Final = {"INT32": np.int32, "FP32": np.float32, "BYTES": np.object_}
 
 
@@ -114,9 +115,7 @@ def _images(request: InferRequest, binary: memoryview, max_images: int) -> tuple
     if [(i.name, i.datatype) for i in request.inputs] != [(INPUT, "BYTES")]:
         raise MissingImageError(f'There must be one input, "{INPUT}", of datatype BYTES.')
     (tensor,) = request.inputs
-    count = math.prod(tensor.shape)
-    if not tensor.shape or min(tensor.shape) < 1 or count > max_images:
-        raise MissingImageError(f"shape must hold 1 to {max_images} images, one an element.")
+    count = _count(tensor.shape, max_images)
     if tensor.data is None:
         images: list[bytes | str] = list(_split(binary, tensor.parameters.get("binary_data_size")))
     else:
@@ -124,6 +123,16 @@ def _images(request: InferRequest, binary: memoryview, max_images: int) -> tuple
     if len(images) != count:
         raise MissingImageError(f"shape says {count} images, and {len(images)} are there.")
     return tuple(images)
+
+
+def _count(shape: Sequence[int], max_images: int) -> int:
+    """The number of elements. What is multiplied has few digits: JSON allows thousands of them."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise MissingImageError(f"shape has {len(shape)} dimensions, and {MAX_DIMENSIONS} at most.")
+    plausible = shape and all(1 <= size <= max_images for size in shape)
+    if not plausible or (count := math.prod(shape)) > max_images:
+        raise MissingImageError(f"shape must hold 1 to {max_images} images, one an element.")
+    return count
 
 
 def _split(binary: memoryview, size: object) -> list[bytes]:

@@ -182,6 +182,10 @@ def binary_tensor(size: int) -> dict[str, object]:
         ({"json": {"inputs": [tensor(shape=[-1, -1])]}}, 422, "shape"),
         ({"json": {"inputs": [tensor(shape=[10**6])]}}, 422, "images, one an element"),
         ({"json": {"inputs": [tensor(shape=[2])]}}, 422, "2 images, and 1"),
+        ({"json": {"inputs": [tensor(shape=[1] * 9)]}}, 422, "8 at most"),
+        # Multiplied, these would keep the event loop for minutes.
+        ({"json": {"inputs": [tensor(shape=[10**4000] * 8)]}}, 422, "images, one an element"),
+        ({"json": {"inputs": [tensor(shape=[10**4000] * 5000)]}}, 422, "5000 dimensions"),
         ({"json": {"inputs": [tensor(data=[1])]}}, 422, "strings"),
         ({"json": {"inputs": [tensor(data=["/etc/passwd.."])]}}, 422, "base64"),
         ({"json": {"inputs": [tensor()]}}, 415, "image"),
