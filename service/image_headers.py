@@ -21,6 +21,10 @@ MAX_GIF_BLOCKS = 200_000
 MAX_JPEG_SEGMENTS = 10_000
 MAX_JPEG_JUNK_BYTES = 4096
 MAX_PNG_CHUNKS = 50_000
+# What all compressed text and profiles of a PNG could come to, at 2 ms a megabyte. Pillow inflates
+# each, also where it fails at its end, and at most so much of it.
+MAX_PNG_INFLATED_BYTES = 20 * 1024 * 1024
+MAX_PNG_CHUNK_INFLATED_BYTES = 1024 * 1024
 MAX_TIFF_STRIPS = 70_000
 # Decoders join a GIF's comments block by block, in time that grows with the square.
 MAX_GIF_COMMENT_BYTES = 256 * 1024
@@ -75,6 +79,8 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 # Without a length; those below C0 are reserved, and libjpeg steps over them in a scan's data.
 _JPEG_BARE = frozenset((*range(0xC0), *range(0xD0, 0xDA)))
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"
+_PNG_COMPRESSED = (b"iCCP", b"zTXt", b"iTXt")
+_MOST_INFLATED = 1032  # times its length: the best that deflate can do
 _BMP_RLE = (1, 2)
 _TIFF_STRIP_TAGS = (273, 279, 324, 325)  # offsets and lengths of strips and of tiles
 _TIFF_TYPE_BYTES = dict(zip(range(1, 14), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), strict=True))
@@ -126,9 +132,10 @@ def read_header(data: bytes, image_format: str) -> ImageHeader:
         return _gif_header(data)
     if image_format == "WEBP":
         return _webp_header(data)
-    if image_format == "PNG" and data[12:16] == b"IHDR":
+    if image_format == "PNG":
         _check_png_chunks(data)
-        return ImageHeader(*struct.unpack_from(">II", data, 16))
+        if data[12:16] == b"IHDR":
+            return ImageHeader(*struct.unpack_from(">II", data, 16))
     if image_format == "TIFF":
         check_directory(data)
         return ImageHeader(frames=sum(1 for _ in _tiff_directories(data)))
@@ -316,11 +323,15 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_png_chunks(data: bytes) -> None:
-    position = 8
+    position, inflated = 8, 0
     for _ in range(MAX_PNG_CHUNKS):
         if position + 8 > len(data):
             return
-        (length,) = struct.unpack_from(">I", data, position)
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind in _PNG_COMPRESSED:
+            inflated += min(_MOST_INFLATED * length, MAX_PNG_CHUNK_INFLATED_BYTES)
+            if inflated > MAX_PNG_INFLATED_BYTES:
+                raise ValueError("too much compressed text in a PNG")
         position += 12 + length
     raise ValueError("too many PNG chunks")
 

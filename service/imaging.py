@@ -43,6 +43,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
 _STRIP_PIXELS = 1 << 20
+_USUAL_TILE_PIXELS = 1 << 20  # four times those of the largest tiles that are common
 _JPEG_QUALITY = 90
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
@@ -209,9 +210,9 @@ def _decode(
         admit = None  # it was asked
     with Image.open(BytesIO(data), formats=[image_format]) as image:
         _check_pixels(image.width, image.height, max_pixels)
-        _check_tile(image, max_pixels)
+        tile_pixels = _check_tile(image, max_pixels)
         if admit is not None:
-            admit(image.width * image.height)
+            admit(max(image.width * image.height, tile_pixels))
         frames = header.frames or _frame_count(image, image_format)
         pixels = _decode_webp(data, image, frames)
         if pixels is None:
@@ -251,12 +252,16 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _check_tile(image: Image.Image, max_pixels: int) -> None:
-    """A TIFF's tile is decoded whole, however small the image it belongs to."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        width = image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
-        height = image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
-        _check_pixels(int(width), int(height), max_pixels)
+def _check_tile(image: Image.Image, max_pixels: int) -> int:
+    """Pixels of a TIFF's tile, which is decoded whole, however small the image it belongs to."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    width = int(image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1))
+    height = int(image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1))
+    _check_pixels(width, height, max_pixels)
+    if width * height > max(_USUAL_TILE_PIXELS, 4 * image.width * image.height):
+        raise ValueError("a TIFF tile much larger than its image")
+    return width * height
 
 
 def _frame_count(image: Image.Image, image_format: str) -> int:

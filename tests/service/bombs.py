@@ -93,6 +93,18 @@ def tiff_strips() -> bytes:
     return head.ljust(200 + 4 * count, b"\1")
 
 
+def tiff_tile() -> bytes:
+    """An image of 16 by 16 pixels in one tile of 64 million, 16 bits a colour."""
+    side = 7984
+    pixels = zlib.compress(bytes(8 * side * side), 9)
+    tags = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 4, 300), (259, 3, 1, 8), (262, 3, 1, 2)]
+    tags += [(277, 3, 1, 4), (322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 308)]
+    tags += [(325, 4, 1, len(pixels)), (338, 3, 1, 2)]
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = TIFF_HEAD + struct.pack("<H", len(tags)) + table + bytes(4)
+    return head.ljust(300, b"\0") + struct.pack("<HHHH", *[16] * 4) + pixels
+
+
 def jpeg_exif() -> bytes:
     exif = overlapping_directory(2 * MEGABYTE)
     pieces = [exif[i : i + 65_000] for i in range(0, len(exif), 65_000)]
@@ -165,6 +177,29 @@ def png_text() -> bytes:
     return png(*(png_chunk(b"zTXt", b"%d" % number + text) for number in range(2000)))
 
 
+def png_text_that_breaks() -> bytes:
+    """Inflated to a megabyte each before it proves broken, and counted by nobody then."""
+    text = b"\0\0" + zlib.compress(bytes(MEGABYTE - 1), 9)[:-4] + b"oops"
+    return png(*(png_chunk(b"zTXt", b"%d" % number + text) for number in range(2000)))
+
+
+def png_translated_text() -> bytes:
+    text = b"\0\1\0\0\0" + zlib.compress(bytes(MEGABYTE), 9)
+    return png(*(png_chunk(b"iTXt", b"%d" % number + text) for number in range(2000)))
+
+
+def png_profiles() -> bytes:
+    profile = b"name\0\0" + zlib.compress(bytes(MEGABYTE), 9)
+    return png(png_chunk(b"iCCP", profile) * 2000)
+
+
+def png_profiles_before_its_header() -> bytes:
+    data = png_profiles()
+    header, profiles = data[8:33], data[33:]
+    last = profiles.index(b"IDAT") - 4
+    return data[:8] + profiles[:last] + header + profiles[last:]
+
+
 def png_chunks() -> bytes:
     return png(png_chunk(b"prVt", b"") * MEGABYTE)
 
@@ -202,6 +237,7 @@ PIXELS: tuple[Callable[[], bytes], ...] = (
 REFUSED: tuple[Callable[[], bytes], ...] = (
     tiff_entries,
     tiff_strips,
+    tiff_tile,
     jpeg_exif,
     jpeg_exif_in_pieces,
     jpeg_previews,
@@ -213,6 +249,10 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     jpeg_scans_behind_a_reserved_marker,
     png_chunks,
     png_text,
+    png_text_that_breaks,
+    png_translated_text,
+    png_profiles,
+    png_profiles_before_its_header,
     gif_comment,
     gif_blocks,
     bmp_runs,

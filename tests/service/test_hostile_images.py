@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 
 import cv2
@@ -68,6 +69,33 @@ def test_exif_that_asks_for_too_much_is_left_unread(
 
     monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", refuse)
     assert decode_image(make(), LIMITS).pixels.size
+
+
+def test_a_profile_and_some_texts_of_a_png_pass() -> None:
+    profile = b"sRGB\0\0" + zlib.compress(bytes(500_000))
+    text = [b"%d\0\0" % number + zlib.compress(b"a title, a place") for number in range(200)]
+    chunks = [bombs.png_chunk(b"iCCP", profile), *(bombs.png_chunk(b"zTXt", t) for t in text)]
+    assert decode_image(bombs.png(*chunks), LIMITS).pixels.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(("side", "tile"), [(16, 512), (600, 1024), (1500, 1500)])
+def test_a_tile_counts_where_it_is_larger_than_its_image(side: int, tile: int) -> None:
+    data = tiled_tiff(side, tile)
+    admitted: list[int] = []
+    assert decode_image(data, LIMITS, admit=admitted.append).pixels.shape == (side, side, 3)
+    assert admitted == [max(side, -(-tile // 16) * 16) ** 2]
+
+
+def tiled_tiff(side: int, tile: int) -> bytes:
+    """A grey picture in one tile, its sides rounded up to a multiple of 16."""
+    tile = -(-tile // 16) * 16
+    pixels = zlib.compress(bytes(tile * tile))
+    tags = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)]
+    tags += [(277, 3, 1, 1), (322, 4, 1, tile), (323, 4, 1, tile), (324, 4, 1, 200)]
+    tags += [(325, 4, 1, len(pixels))]
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = bombs.TIFF_HEAD + struct.pack("<H", len(tags)) + table + bytes(4)
+    return head.ljust(200, b"\0") + pixels
 
 
 def test_honest_directories_pass() -> None:
