@@ -13,6 +13,7 @@ from structlog.types import Processor
 from service.errors import ProblemError, ServiceError
 
 KEY_ORDER = ["time", "level", "logger", "event", "request_id"]
+OURS = ("service", "training")
 # They tell what our own lines tell already.
 QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
 
@@ -55,5 +56,9 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in OURS:
+        logging.getLogger(name).setLevel(root.level)
+    # Not for all: what Pillow tells those who debug it is what a photo's metadata say.
+    root.setLevel(max(logging.INFO, root.level))
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

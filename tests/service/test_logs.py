@@ -4,11 +4,15 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from io import StringIO
 
 import httpx
 import pytest
+from PIL import ExifTags, Image
 
-from service.logs import configure_logging
+from service.imaging import ImageLimits, decode_image
+from service.logs import OURS, configure_logging
+from tests.service.image_files import encoded, rgb
 from tests.service.serving import wait_until
 
 JPEG = {"content-type": "image/jpeg"}
@@ -44,9 +48,12 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    loggers = [root, *map(logging.getLogger, OURS)]
+    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def test_json_line_has_what_an_operator_needs(
@@ -111,6 +118,19 @@ def test_good_request_id_is_kept(client: httpx.Client, given: str) -> None:
 def test_bad_request_id_is_replaced(client: httpx.Client, given: bytes) -> None:
     response = client.get("/health/live", headers=[(b"x-request-id", given)])
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
+def test_what_a_photo_says_of_people_is_not_logged(image_format: str) -> None:
+    configure_logging("debug", "plain", stream=(stream := StringIO()))
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation], tags[ExifTags.Base.Artist] = 6, "Ada Secret"
+    data = encoded(rgb(), image_format, exif=tags)
+    assert b"Ada Secret" in data
+    decode_image(data, ImageLimits(10_000, 10_000))
+    logging.getLogger("service.imaging").debug("our own")
+    assert "our own" in stream.getvalue()
+    assert "Secret" not in stream.getvalue()
 
 
 def test_paths_of_clients_are_not_logged(client: httpx.Client, lines: Lines) -> None:
