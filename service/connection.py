@@ -255,17 +255,21 @@ class Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         """What uvicorn does with bytes, but that no client is let into another protocol."""
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(message)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        for _ in range(MAX_PIPELINED):
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                message = "Invalid HTTP request received."
+                self.logger.warning(message)
+                self.send_400_response(message)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+                continue
+            return
+        self._refuse(MalformedRequestError("Too many wishes for another protocol at once."))
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Take a request that asks for another protocol as if it did not; `rest` is its body.
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """A request that asks for another protocol as if it did not; `rest` is what follows it.
 
         Java's client asks each server for HTTP/2 like this. The parser that has seen the wish takes
         what follows for that protocol.
@@ -275,7 +279,7 @@ class Connection(HttpToolsProtocol):
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-        self._feed(b"\r\n".join((*lines, b"", rest)))
+        return b"\r\n".join((*lines, b"", rest))
 
     # --- the parser's events ----------------------------------------------------------------
 
@@ -302,7 +306,7 @@ class Connection(HttpToolsProtocol):
         if (fault := self._fault_of_head()) is not None:
             self._refuse(fault)
             raise fault  # the parser goes no further
-        if self.parser.should_upgrade():  # it comes again, see _go_on_without_upgrade
+        if self.parser.should_upgrade():  # it comes again, see _without_upgrade
             return
         if self._shedder is not None and not self._busy:
             refusal = self._shedder.refusal(self.parser.get_method(), self.url)

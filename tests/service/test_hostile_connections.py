@@ -286,6 +286,18 @@ def test_a_body_behind_such_a_wish_is_no_request(server: RunningServer) -> None:
     assert reply.count("HTTP/1.1 ") == 2
 
 
+def test_a_flood_of_such_wishes_is_cut_off(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where each is answered before the next is looked at, as photos too many are."""
+    server = serve(max_in_flight_images=1)
+    head = b"\r\n".join((b"POST /predict HTTP/1.1", b"Host: here", *map(str.encode, UPGRADE)))
+    with server.state.lifecycle.admit_image(), connected(server) as connection:
+        connection.sendall((head + b"\r\nContent-Length: 0\r\n\r\n") * 2500)
+        reply = read_all(connection)
+    assert 0 < reply.count("HTTP/1.1 429 ") <= connection_module.MAX_PIPELINED
+    assert reply.count("HTTP/1.1 400 ") == 1
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 # --- addresses ----------------------------------------------------------------------------------
 
 
