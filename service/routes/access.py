@@ -28,7 +28,8 @@ async def _require_key(
 
 
 async def _spend(request: Request, service: ServiceDependency) -> None:
-    """Raises RateLimitedError."""
+    """Raises RateLimitedError; what is refused for want of room is not counted."""
+    service.lifecycle.require_room()
     await service.access.spend(request.state.key_name)
 
 

@@ -77,6 +77,20 @@ def test_a_key_may_ask_so_often_and_another_one_more(serve: Serve, portrait_jpeg
         assert asking(client, portrait_jpeg, **{"X-API-Key": OTHER}).status_code == 200
 
 
+def test_a_photo_for_which_there_is_no_room_does_not_count(
+    serve: Serve, portrait_jpeg: bytes
+) -> None:
+    server = serve(api_keys=KEYS, rate_limit="1/hour", max_in_flight_images=1)
+    with server.client() as client:
+        with server.state.lifecycle.admit_image():
+            for path in ("/predict", "/predict?explain=none", "/v2/models/lan-fer/infer"):
+                full = client.post(path, headers={"X-API-Key": OLD})
+                assert full.json()["type"].endswith("overloaded")
+        assert asking(client, portrait_jpeg, **{"X-API-Key": OLD}).status_code == 200
+        refused = asking(client, portrait_jpeg, **{"X-API-Key": OLD})
+        assert_problem(refused, 429, "rate-limited")
+
+
 def test_a_request_of_many_images_counts_as_many() -> None:
     async def spend_too_much() -> None:
         access = Access.load(load_settings(api_keys=KEYS, rate_limit="10/day"))
