@@ -123,8 +123,9 @@ class Settings(BaseSettings):
         256_000_000,
         ge=4096,
         le=1_000_000_000_000,
-        description="Decoded pixels held at a time, 3 bytes each (7 while being decoded); a photo "
-        "that does not fit waits, and one larger than this is decoded when it is alone.",
+        description="Decoded pixels held at a time, 3 bytes each (7 while being decoded, 11 of a "
+        "TIFF with 16-bit colours); a photo that does not fit waits, and one larger than this is "
+        "decoded when it is alone.",
     )
     max_connections: int = Field(
         512,
@@ -246,7 +247,8 @@ class Settings(BaseSettings):
     rate_limit: str | None = Field(
         None,
         description="Photos each name of an API key may send to one replica, such as 10/second or "
-        "10/second;5000/day; more get 429. Unset: no limit.",
+        "10/second;5000/day; more get 429. One that can't be read counts too, one that finds no "
+        "room does not. Unset: no limit.",
     )
     cors_origins: str | None = Field(
         None,

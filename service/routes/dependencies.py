@@ -8,9 +8,11 @@ from fastapi import Depends, Header, Request
 
 from service.errors import (
     HeadersTooLargeError,
+    MalformedRequestError,
     MissingKeyError,
     OverloadedError,
     ProblemError,
+    SlowRequestError,
     UnavailableError,
     UnexpectedError,
 )
@@ -50,8 +52,15 @@ _WWW_AUTHENTICATE = {
         "schema": {"type": "string"},
     }
 }
-# Any route may answer these: the edge checks the headers and catches what nobody expected.
-_EVERYWHERE: tuple[type[ProblemError], ...] = (HeadersTooLargeError, UnexpectedError)
+# Any route may answer these: the edge checks heads, their time and the number of connections, and
+# catches what nobody expected.
+_EVERYWHERE: tuple[type[ProblemError], ...] = (
+    MalformedRequestError,
+    SlowRequestError,
+    HeadersTooLargeError,
+    UnavailableError,
+    UnexpectedError,
+)
 
 
 def _headers(status: int) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def _headers(status: int) -> dict[str, Any]:
 def problems(*errors: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may raise `errors`."""
     titles: dict[int, list[str]] = {}
-    for error in (*errors, *_EVERYWHERE):
+    for error in dict.fromkeys((*errors, *_EVERYWHERE)):
         titles.setdefault(error.status, []).append(error.title)
     return {
         status: {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import ExitStack
 from typing import Any
 
 import hypothesis
+import pytest
 import schemathesis
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -15,7 +18,7 @@ from service.app import create_app
 from service.errors import ProblemError
 from service.settings import Settings, load_settings
 from tests.service.fuzzing import corpus
-from tests.service.serving import RunningServer
+from tests.service.serving import PATIENCE_SECONDS, RunningServer, Serve
 
 EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "10"))
 # No schema can say which bytes are a photo, which options go together, or a model's name.
@@ -65,6 +68,33 @@ def test_document_lists_every_status_that_an_error_has(server: RunningServer) ->
         for status in operation["responses"]
     }
     assert {error.status for error in problems(ProblemError)} <= listed
+
+
+@pytest.mark.parametrize("path", [p for p, ways in DOCUMENT["paths"].items() if "get" in ways])
+def test_what_the_connection_answers_is_in_the_document(serve: Serve, path: str) -> None:
+    server = serve(header_timeout_ms=300, max_connections=2)
+    head = f"GET {path.replace('{', '').replace('}', '')} HTTP/1.1\r\n"
+    statuses = [
+        # There is no Host; the head does not end; there are more connections than may be.
+        *first_statuses(server, head + "\r\n"),
+        *first_statuses(server, head + "Host"),
+        *first_statuses(server, "", connections=8),
+    ]
+    assert set(statuses) == {"400", "408", "503"}
+    assert set(statuses) <= set(DOCUMENT["paths"][path]["get"]["responses"])
+
+
+def first_statuses(server: RunningServer, text: str, connections: int = 1) -> list[str]:
+    """What each of so many connections, open at once, is told; of one that says nothing, none."""
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(socket.create_connection(server.address, PATIENCE_SECONDS))
+            for _ in range(connections)
+        ]
+        for connection in opened:
+            connection.sendall(text.encode())
+        asked = opened if text else opened[-1:]
+        return [connection.recv(65536).split()[1].decode() for connection in asked]
 
 
 def problems(root: type[ProblemError]) -> list[type[ProblemError]]:

@@ -154,7 +154,7 @@ def test_openapi_describes_every_error_as_a_problem_document(client: httpx.Clien
     for name, operation in operations(document):
         assert operation["summary"], name
         errors = {s: r for s, r in operation["responses"].items() if s >= "400"}
-        assert {"431", "500"} <= set(errors), name
+        assert {"400", "408", "431", "500", "503"} <= set(errors), name
         for response in errors.values():
             schema = response["content"][MEDIA_TYPE]["schema"]
             assert schema == {"$ref": "#/components/schemas/Problem"}, name
