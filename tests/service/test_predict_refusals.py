@@ -129,7 +129,13 @@ def test_json(client: httpx.Client, document: str, status: int, slug: str) -> No
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
 @pytest.mark.parametrize(
-    "body", [b'{"images":[' + b"1," * 500_000 + b"1]}", b'{"a":1' + b',"":1' * 10**5]
+    "body",
+    [
+        b'{"images":[' + b"1," * 500_000 + b"1]}",
+        b'{"a":1' + b',"":1' * 10**5,
+        b'{"images":[' + b",".join([b"[" * 150 + b"]" * 150] * 1000) + b"]}",
+        b'{"images":' + b'{"":' * 150 + b"[" + b",".join([b"{}"] * 20_000) + b"]" + b"}" * 150,
+    ],
 )
 def test_json_of_very_many_values_is_not_parsed(
     client: httpx.Client, path: str, body: bytes
