@@ -45,6 +45,10 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 _STRIP_PIXELS = 1 << 20
 _USUAL_TILE_PIXELS = 1 << 20  # four times those of the largest tiles that are common
 _JPEG_QUALITY = 90
+_WEBP_FLAGS = {
+    "RGB": cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+    "RGBA": cv2.IMREAD_UNCHANGED,
+}
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 # What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
@@ -109,8 +113,8 @@ def decode_image(
     A JPEG is decoded at a half, a quarter or an eighth of its size where its longer side still has
     ``enough`` pixels then, which takes less time and memory.
 
-    ``admit`` is told how many pixels the image has, just before memory is taken for them; what it
-    raises is raised here.
+    ``admit`` is told how many pixels the image has, just before memory is taken for them (twice as
+    many of the few kinds that take twice the memory); what it raises is raised here.
 
     Raises EmptyBodyError, PayloadTooLargeError (bytes), UnsupportedMediaTypeError (no such format),
     ImageTooLargeError (pixels, or memory ran out) and InvalidImageError (truncated, broken, or a
@@ -211,9 +215,10 @@ def _decode(
     with Image.open(BytesIO(data), formats=[image_format]) as image:
         _check_pixels(image.width, image.height, max_pixels)
         tile_pixels = _check_tile(image, max_pixels)
-        if admit is not None:
-            admit(max(image.width * image.height, tile_pixels))
         frames = header.frames or _frame_count(image, image_format)
+        if admit is not None:
+            pixels_held = max(image.width * image.height, tile_pixels)
+            admit(pixels_held * (2 if _takes_double(image, frames) else 1))
         pixels = _decode_webp(data, image, frames)
         if pixels is None:
             pixels = _decode_in_strips(image)
@@ -264,6 +269,14 @@ def _check_tile(image: Image.Image, max_pixels: int) -> int:
     return width * height
 
 
+def _takes_double(image: Image.Image, frames: int) -> bool:
+    """Whether decoding takes 11 to 13 bytes a pixel, not 7: moving WebP, deep colours in TIFF."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ())
+        return len(bits) > 1 and max(bits) > 8
+    return image.format == "WEBP" and frames > 1
+
+
 def _frame_count(image: Image.Image, image_format: str) -> int:
     """Frames of an animation; a JPEG's further images (gain map, preview) are none."""
     return 1 if image_format == "JPEG" else int(getattr(image, "n_frames", 1))
@@ -299,14 +312,22 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], reduction: int) -> NDArray[
 
 
 def _decode_webp(data: bytes, image: Image.Image, frames: int) -> NDArray[np.uint8] | None:
-    """As _decode_jpeg, for an opaque WebP that does not move; None for all else."""
-    if image.format != "WEBP" or image.mode != "RGB" or frames != 1:
+    """As _decode_jpeg, for a WebP that does not move; None for all else.
+
+    Where it is transparent, Pillow takes 13 bytes a pixel.
+    """
+    if image.format != "WEBP" or image.mode not in _WEBP_FLAGS or frames != 1:
         return None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if pixels is None or pixels.shape != (image.height, image.width, 3):
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _WEBP_FLAGS[image.mode])
+    if pixels is None or pixels.shape != (image.height, image.width, len(image.mode)):
         return None
-    return np.asarray(pixels, np.uint8)
+    if image.mode == "RGB":
+        return np.asarray(pixels, np.uint8)
+    cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA, dst=pixels)
+    opaque = np.empty((image.height, image.width, 3), np.uint8)
+    for rows in _strip_rows(image.width, image.height):
+        opaque[rows] = _over_white(Image.fromarray(pixels[rows]))
+    return opaque
 
 
 def _decode_in_strips(image: Image.Image) -> NDArray[np.uint8]:
@@ -314,15 +335,20 @@ def _decode_in_strips(image: Image.Image) -> NDArray[np.uint8]:
     image.load()
     convert = _converter(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, strip in _strips(image):
-        pixels[top : top + strip.height] = convert(strip)
+    for rows, strip in _strips(image):
+        pixels[rows] = convert(strip)
     return pixels
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    for rows in _strip_rows(image.width, image.height):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def _strip_rows(width: int, height: int) -> Iterator[slice]:
+    step = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
 
 
 def _converter(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]:

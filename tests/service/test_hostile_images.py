@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 
 import cv2
+import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -15,7 +16,7 @@ from service.errors import ImageTooLargeError, InvalidImageError
 from service.image_headers import check_directory, read_header
 from service.imaging import ImageLimits, decode_image
 from tests.service import bombs
-from tests.service.image_files import encoded, exif, rgb
+from tests.service.image_files import animation, encoded, exif, rgb
 
 LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=64_000_000)
 
@@ -84,6 +85,21 @@ def test_a_tile_counts_where_it_is_larger_than_its_image(side: int, tile: int) -
     admitted: list[int] = []
     assert decode_image(data, LIMITS, admit=admitted.append).pixels.shape == (side, side, 3)
     assert admitted == [max(side, -(-tile // 16) * 16) ** 2]
+
+
+def test_kinds_that_take_twice_the_memory_count_twice() -> None:
+    deep = np.zeros((20, 24, 3), np.uint16)
+    for data, factor in (
+        (animation("WEBP", lossless=True), 2),
+        (cv2.imencode(".tiff", deep)[1].tobytes(), 2),
+        (cv2.imencode(".tiff", deep.astype(np.uint8))[1].tobytes(), 1),
+        (encoded(rgb(), "WEBP"), 1),
+        (animation("GIF"), 1),
+        (encoded(Image.new("I;16", (24, 20)), "TIFF"), 1),
+    ):
+        admitted: list[int] = []
+        assert decode_image(data, LIMITS, admit=admitted.append).pixels.shape == (20, 24, 3)
+        assert admitted == [factor * 20 * 24]
 
 
 def tiled_tiff(side: int, tile: int) -> bytes:
