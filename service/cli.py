@@ -49,15 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given)
     except ServiceError as error:
         say(f"lan-fer: {red(error.detail, sys.stderr)}")
+        _drop_unwritten()
         return EXIT_FAILURE
     except KeyboardInterrupt:
         say("lan-fer: stopped")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the answers has enough, as `head` has. Python would complain once more when
-        # it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the answers has enough, as `head` has.
+        _drop_unwritten()
         return EXIT_BROKEN_PIPE
+
+
+def _drop_unwritten() -> None:
+    """What stdout does not take has been told of; Python would complain once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(given: list[str]) -> int:

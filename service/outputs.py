@@ -21,6 +21,7 @@ from typing import IO, Literal, Protocol, get_args
 from service.errors import OutputError
 from service.sources import is_address
 from service.tables import Entry, Row
+from service.writing import STANDARD_OUTPUT, make_folder, written
 
 Format = Literal["jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -30,11 +31,13 @@ SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-STANDARD_OUTPUT = "-"
 
 
 class Output(Protocol):
-    """Takes entries as they come; closing it makes the last of them safe."""
+    """Takes entries as they come; closing it makes the last of them safe.
+
+    Both raise OutputError where the file cannot be written.
+    """
 
     def write(self, entry: Entry) -> None:
         """Add one entry."""
@@ -60,7 +63,8 @@ def format_of(path: str, chosen: Format | None) -> Format:
 def prepare(path: str, kind: Format, *, resume: bool, overwrite: bool) -> set[str]:
     """Make room at `path`; returns the sources that it holds already and keeps.
 
-    Raises OutputError where there is something that is neither to be gone on with nor overwritten.
+    Raises OutputError where there is something that is neither to be gone on with nor overwritten,
+    and where nothing can be written.
     """
     if path == STANDARD_OUTPUT:
         if resume or kind == "parquet":
@@ -72,78 +76,100 @@ def prepare(path: str, kind: Format, *, resume: bool, overwrite: bool) -> set[st
         from service.parquet import prepare_folder
 
         return prepare_folder(path, resume=resume, overwrite=overwrite)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
+    make_folder(Path(path).parent)
+    with written(path):
+        return _prepare_file(Path(path), kind, resume=resume, overwrite=overwrite)
+
+
+def _prepare_file(path: Path, kind: Format, *, resume: bool, overwrite: bool) -> set[str]:
+    if path.is_dir():
         raise OutputError(f"{path} is a folder.")
-    if not target.exists() or not target.stat().st_size:
+    if not path.exists() or not path.stat().st_size:
         return set()
     if resume:
-        return _KEEP[kind](target)
+        try:
+            return _KEEP[kind](path)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise OutputError(f"{path}: holds lines that are not lan-fer's.") from error
     if not overwrite:
         raise OutputError(f"{path} exists; go on with it (--resume) or replace it (--overwrite).")
-    target.write_bytes(b"")
+    path.write_bytes(b"")
     return set()
 
 
 def open_output(path: str, kind: Format, columns: Mapping[str, type]) -> Output:
-    """An output that appends to what `prepare` has left at `path`."""
+    """An output that appends to what `prepare` has left at `path`.
+
+    Raises OutputError where it cannot be written.
+    """
     if kind == "parquet":
         from service.parquet import ParquetOutput
 
         return ParquetOutput(Path(path), columns)
     to_stdout = path == STANDARD_OUTPUT
-    # Whoever gets the output closes it.
-    file = sys.stdout if to_stdout else Path(path).open("a", encoding="utf-8", newline="")  # noqa: SIM115
-    if kind == "jsonl":
-        return JsonLinesOutput(file)
-    return CsvOutput(file, columns, header=to_stdout or not Path(path).stat().st_size)
+    with written(path):
+        # Whoever gets the output closes it.
+        file = sys.stdout if to_stdout else Path(path).open("a", encoding="utf-8", newline="")  # noqa: SIM115
+        if kind == "jsonl":
+            return JsonLinesOutput(file, path)
+        output = CsvOutput(file, path, columns)
+        if to_stdout or not Path(path).stat().st_size:
+            output.write_header()
+        return output
 
 
-class JsonLinesOutput:
+class _TextOutput:
+    """Lines that whoever reads along sees at once."""
+
+    def __init__(self, file: IO[str], path: str) -> None:
+        self._file = file
+        self._path = path
+
+    def close(self) -> None:
+        """Close the file, unless it is standard output."""
+        # What a full disk did not take is tried once more, and raises once more.
+        if self._file is not sys.stdout:
+            with written(self._path):
+                self._file.close()
+
+    def _add(self, lines: str) -> None:
+        with written(self._path):
+            self._file.write(lines)
+            self._file.flush()
+
+
+class JsonLinesOutput(_TextOutput):
     """One JSON document a line."""
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
     def write(self, entry: Entry) -> None:
-        """Add one entry; whoever reads along sees it at once."""
+        """Add one entry."""
         lines = (json.dumps(document, ensure_ascii=False) for document in entry.documents)
-        self._file.write("".join(line + "\n" for line in lines))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file, unless it is standard output."""
-        _close(self._file)
+        self._add("".join(line + "\n" for line in lines))
 
 
-class CsvOutput:
+class CsvOutput(_TextOutput):
     """RFC 4180 with a header, UTF-8, one row a line."""
 
-    def __init__(self, file: IO[str], columns: Mapping[str, type], *, header: bool) -> None:
-        self._file = file
+    def __init__(self, file: IO[str], path: str, columns: Mapping[str, type]) -> None:
+        super().__init__(file, path)
         self._columns = columns
-        if header:
-            self._file.write(self._lines([{name: name for name in columns}]))
+
+    def write_header(self) -> None:
+        """At once, before there is an answer: a full disk is told of before photos are read."""
+        try:
+            self._add(self._lines([{name: name for name in self._columns}]))
+        except OutputError:
+            self.close()
+            raise
 
     def write(self, entry: Entry) -> None:
-        """Add one entry; whoever reads along sees it at once."""
-        self._file.write(self._lines(entry.rows))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file, unless it is standard output."""
-        _close(self._file)
+        """Add one entry."""
+        self._add(self._lines(entry.rows))
 
     def _lines(self, rows: Iterable[Row]) -> str:
         buffer = io.StringIO()
         csv.DictWriter(buffer, self._columns, restval="", lineterminator="\n").writerows(rows)
         return buffer.getvalue()
-
-
-def _close(file: IO[str]) -> None:
-    if file is not sys.stdout:
-        file.close()
 
 
 def _keep_json_lines(path: Path) -> set[str]:

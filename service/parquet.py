@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import OutputError
+from service.sources import is_address
 from service.tables import Entry, Row
+from service.writing import make_folder, written
 
 try:
     import pyarrow as pa
@@ -39,7 +41,7 @@ class ParquetOutput:
     """Adds files of about PART_ROWS rows to a folder."""
 
     def __init__(self, folder: Path, columns: Mapping[str, type]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         self._schema = schema_of(columns)
         self._rows: list[Row] = []
@@ -60,8 +62,10 @@ class ParquetOutput:
             return
         part = self._folder / f"part-{self._next:06}{SUFFIX}"
         unfinished = part.with_suffix(UNFINISHED)
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), unfinished)
-        unfinished.replace(part)
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        with written(part):
+            pq.write_table(table, unfinished)
+            unfinished.replace(part)
         self._next += 1
         self._rows = []
 
@@ -70,9 +74,12 @@ def prepare_folder(folder: str, *, resume: bool, overwrite: bool) -> set[str]:
     """Make room in a folder, by its path or address; the sources that it holds and keeps.
 
     What a killed run left unfinished is taken away. Raises OutputError where there are answers that
-    are neither to be gone on with nor overwritten, or tables of another kind.
+    are neither to be gone on with nor overwritten, or tables of another kind, and where a folder of
+    this machine cannot be had.
     """
     system, parts = _parts(folder)
+    if not is_address(folder):
+        make_folder(Path(folder))
     if not parts:
         return set()
     if overwrite:

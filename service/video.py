@@ -18,6 +18,7 @@ from service.errors import ImageFileError, OutputError
 from service.schemas import FaceReply
 from service.tables import Row, face_columns, face_row
 from service.tracking import Tracker
+from service.writing import make_folder
 
 UInt8 = NDArray[np.uint8]
 SMOOTHED = "s_"
@@ -162,7 +163,7 @@ class VideoWriter:
     """Writes frames [H,W,3] uint8 RGB of one size as an MP4 (MPEG-4 part 2)."""
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._path = path
         self._rate = frames_per_second
         self._writer: cv2.VideoWriter | None = None

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.commands.flags import NETWORK_SETTINGS, add_settings, given_settings, seconds_above_0
+from service.commands.flags import (
+    NETWORK_SETTINGS,
+    add_settings,
+    answer,
+    given_settings,
+    seconds_above_0,
+)
 from service.commands.flags import report as report_failures
 from service.commands.progress import Bar, progress
 from service.errors import ImageFileError, RequestError, ServiceError
@@ -74,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "milliseconds": _one_at_a_time(recognizer, photos, arguments.seconds, bar),
                 "photos_per_second": _side_by_side(recognizer, photos, arguments.seconds, bar),
             }
-    print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
+    answer(json.dumps(report, indent=2) if arguments.json else _as_text(report))
     return code
 
 

@@ -12,6 +12,7 @@ from typing import IO
 from pydantic.fields import FieldInfo
 
 from service.settings import ENV_PREFIX, Settings
+from service.writing import STANDARD_OUTPUT, written
 
 # What matters to a command that loads the networks and serves nobody.
 NETWORK_SETTINGS = (
@@ -83,6 +84,12 @@ def _seconds(text: str, which: str, fits: Callable[[float], bool]) -> float:
 def say(text: str) -> None:
     """One line for the person at the terminal: on stderr, away from the answers."""
     sys.stderr.write(text + "\n")
+
+
+def answer(text: str) -> None:
+    """What was asked for, on standard output. Raises OutputError where it cannot be written."""
+    with written(STANDARD_OUTPUT):
+        print(text, flush=True)
 
 
 def sentence(summary: str) -> str:

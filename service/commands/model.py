@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service.commands.flags import HelpFormatter, add_settings, given_settings
+from service.commands.flags import HelpFormatter, add_settings, answer, given_settings
 from service.model_info import model_info
 from service.pipeline import load_networks
 from service.schemas import ModelReply
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     networks = load_networks(settings)
     reply = model_info(networks)
     file = networks.classifier.source
-    print(reply.model_dump_json(indent=2) if arguments.json else _as_text(reply, file))
+    answer(reply.model_dump_json(indent=2) if arguments.json else _as_text(reply, file))
     return 0
 
 

@@ -22,7 +22,6 @@ from service.errors import OutputError, ServiceError
 from service.imaging import encode_image
 from service.outputs import (
     FORMATS,
-    STANDARD_OUTPUT,
     Format,
     Output,
     format_of,
@@ -32,6 +31,7 @@ from service.outputs import (
 from service.schemas import PredictOptions
 from service.sources import drawn_path, find_sources, is_video
 from service.tables import Entry, columns, rows
+from service.writing import STANDARD_OUTPUT, make_folder, written
 
 if TYPE_CHECKING:
     from service.local import Answer, Recognizer
@@ -135,6 +135,8 @@ def _read_photos(sources: Sequence[Path], arguments: argparse.Namespace) -> int:
 
     kind: Format = format_of(arguments.output, arguments.format)
     with Recognizer.load(**given_settings(arguments)) as recognizer:
+        if arguments.draw is not None:
+            make_folder(arguments.draw)
         done = prepare(
             arguments.output, kind, resume=arguments.resume, overwrite=arguments.overwrite
         )
@@ -168,8 +170,10 @@ def _keep(source: Path, answer: Answer, output: Output, folder: Path | None) -> 
     # The picture first: what is in the output is done, and is not drawn again.
     if folder is not None and answer.picture is not None:
         target = drawn_path(source, folder, ".jpg")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encode_image(answer.picture, "image/jpeg"))
+        make_folder(target.parent)
+        picture = encode_image(answer.picture, "image/jpeg")
+        with written(target):
+            target.write_bytes(picture)
     name = str(source)
     document = {"source": name, **answer.reply.model_dump(mode="json", by_alias=True)}
     output.write(Entry([document], rows(name, answer.reply)))

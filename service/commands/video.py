@@ -28,6 +28,7 @@ from service.video import (
     video_info,
     video_row,
 )
+from service.writing import make_folder
 
 USUAL_RATE = 25.0  # where the file does not tell its own
 
@@ -42,12 +43,15 @@ def read_video(
         from service.timeline import require_suffix  # matplotlib is asked for now, not at the end
 
         require_suffix(arguments.timeline)
+        make_folder(arguments.timeline.parent)
     info = video_info(path)
     kind = format_of(arguments.output, arguments.format)
     follower = FaceFollower(smooth_seconds=smooth_seconds)
     points: list[TimelinePoint] = []
     with ExitStack() as stack:
         recognizer = stack.enter_context(Recognizer.load(**given_settings(arguments)))
+        if arguments.draw is not None:
+            make_folder(arguments.draw)
         prepare(arguments.output, kind, resume=False, overwrite=arguments.overwrite)
         columns = video_columns(recognizer.networks.classifier.contract.labels)
         output = stack.enter_context(closing(open_output(arguments.output, kind, columns)))
