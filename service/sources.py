@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +39,18 @@ def find_sources(names: Iterable[str], *, lines: Iterable[str] = ()) -> list[Pat
     return list(found)
 
 
+def require_there(names: Iterable[str]) -> None:
+    """Raises ImageFileError for the first name of a file or folder that is not there.
+
+    For a job that takes long to start; patterns, addresses and `-` are for those who read them.
+    """
+    for name in names:
+        elsewhere = name == STANDARD_INPUT or is_address(name) or glob.has_magic(name)
+        # Path.exists raises where a name is too long or a folder may not be looked into.
+        if not elsewhere and not os.path.exists(name):  # noqa: PTH110
+            raise ImageFileError(f"{name}: no such file or folder.")
+
+
 def is_address(name: str) -> bool:
     """Whether the name is a bucket's address, and no path of this machine."""
     return ADDRESS in name
@@ -51,6 +64,13 @@ def is_video(path: Path) -> bool:
 def _meant_by(name: str) -> list[Path]:
     if is_address(name):
         raise ImageFileError(f"{name}: addresses are read by lan-fer bulk alone.")
+    try:
+        return _files_of(name)
+    except OSError as error:
+        raise ImageFileError(f"{name}: cannot be read ({error.strerror}).") from error
+
+
+def _files_of(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         photos = _photos_below(path)

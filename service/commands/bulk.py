@@ -17,7 +17,7 @@ from service.commands.flags import (
 )
 from service.pipeline import load_networks
 from service.settings import load_settings
-from service.sources import find_sources, is_address
+from service.sources import find_sources, is_address, require_there
 
 SUMMARY = "read millions of photos to Parquet with Ray"
 
@@ -61,6 +61,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read everything; exit code 1 where a photo could not be read."""
+    require_there(arguments.paths)
     from service.bulk import BulkJob, failures, run_job
     from service.parquet import prepare_folder
 
