@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import logging
 import socket
 import struct
@@ -206,7 +207,11 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        taken = error.errno == errno.EADDRINUSE
+        hint = "; --port or LAN_FER_PORT takes another (0: any that is free)" if taken else ""
+        raise StartupError(
+            f"cannot listen on {host} port {port}: {error.strerror}{hint}"
+        ) from error
     return listener
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -128,6 +129,14 @@ def test_gpu_that_is_missing_is_one_line() -> None:
 def test_address_that_cannot_be_had_is_one_line() -> None:
     assert "192.0.2.1" in start_and_fail("--host", "192.0.2.1")
     assert "no.such.host.invalid" in start_and_fail("--host", "no.such.host.invalid")
+
+
+def test_port_that_is_taken_is_one_line_that_says_how_to_have_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = start_and_fail("--port", str(port))
+    assert line.startswith(f"lan-fer: cannot listen on 127.0.0.1 port {port}: Address already in")
+    assert "--port or LAN_FER_PORT" in line
 
 
 def test_wrong_setting_is_one_line() -> None:
