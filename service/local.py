@@ -37,6 +37,7 @@ from service.pipeline import Networks, Pipeline, Recognition, load_networks
 from service.replies import Reply
 from service.schemas import PredictOptions, PredictReply
 from service.settings import Settings, load_settings
+from service.sources import is_address
 
 UInt8 = NDArray[np.uint8]
 Photo = str | Path | bytes | bytearray | memoryview | Image.Image | UInt8
@@ -260,6 +261,10 @@ def _require_several(photos: object) -> None:
 
 def _open(photo: Photo, limits: ImageLimits) -> bytes | DecodedImage:
     """The photo as the pipeline takes it: bytes of a file, or pixels."""
+    if isinstance(photo, str) and is_address(photo):
+        raise ImageFileError(
+            f"{photo}: A web address is not fetched; give a path, or the bytes of the image file."
+        )
     if isinstance(photo, str | Path):
         return read_file(Path(photo), limits.max_bytes)
     if isinstance(photo, bytes | bytearray | memoryview):

@@ -166,6 +166,15 @@ def test_many_keep_their_order_and_say_what_is_wrong(
     assert fourth.image.width == 512
 
 
+def test_a_web_address_is_not_fetched(recognizer: Recognizer) -> None:
+    address = "http://example.org/photo.jpg"
+    with pytest.raises(ImageFileError) as caught:
+        recognizer.predict(address)
+    assert caught.value.detail == (
+        f"{address}: A web address is not fetched; give a path, or the bytes of the image file."
+    )
+
+
 def test_many_takes_photos_as_it_goes(recognizer: Recognizer, portrait: UInt8) -> None:
     taken = itertools.count()
     endless = (portrait[: 400 + next(taken) % 2] for _ in itertools.count())
