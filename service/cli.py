@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from service.commands import bench, bulk, model, predict, serve
-from service.commands.flags import HelpFormatter, red, say
-from service.errors import ServiceError
+from service.commands.flags import HelpFormatter, Parser, red, say
+from service.errors import ServiceError, StartupError
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130  # as a shell says of a command that Ctrl-C ended
@@ -41,12 +41,14 @@ shell completion (needs the extra `cli`):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    group = _groups().get(given[0]) if given else None
     try:
-        if group is not None:
-            code: int = group.load()(given[1:])
-            return code
-        return _run(given)
+        group = _groups().get(given[0]) if given else None
+        if group is None:
+            return _run(given)
+        if not _has_torch():
+            raise StartupError(f"{group.name} needs torch, which serving does without: make setup")
+        code: int = group.load()(given[1:])
+        return code
     except ServiceError as error:
         say(f"lan-fer: {red(error.detail, sys.stderr)}")
         _drop_unwritten()
@@ -81,7 +83,7 @@ def _run(given: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; `serve` has one flag for each setting."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lan-fer",
         description="Reads facial expressions from photos and shows where it looked.",
         epilog=EXAMPLES,
@@ -93,17 +95,19 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_parser(
             commands.add_parser(name, help=module.SUMMARY, formatter_class=HelpFormatter)
         )
-    for name in _groups():
+    for name in _groups() if _has_torch() else ():
         commands.add_parser(name, help=f"commands of its own: lan-fer {name} --help")
     return parser
 
 
 def _groups() -> dict[str, EntryPoint]:
-    """Groups of commands that other packages bring, where what they need is installed."""
-    # Without torch the training side cannot be imported; its code may be there all the same.
-    if not find_spec("torch"):
-        return {}
+    """Groups of commands that other packages bring."""
     return {point.name: point for point in entry_points(group=GROUPS)}
+
+
+def _has_torch() -> bool:
+    """Whether those groups can run: without torch their code is there, but not what it needs."""
+    return find_spec("torch") is not None
 
 
 if __name__ == "__main__":

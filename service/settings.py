@@ -6,7 +6,6 @@ of the same name; the flag wins.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -15,10 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
 from service.faces.looks import Search
+from service.hints import did_you_mean
 from service.runtime import Precision, Provider, SessionSettings
 
 ENV_PREFIX = "LAN_FER_"
@@ -295,7 +296,7 @@ def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - text of flags, ch
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        wrong = [f"{_name(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+        wrong = [_wrong(e) for e in error.errors(include_url=False)]
         raise SettingsError(f"wrong settings: {'; '.join(wrong + unknown)}") from error
     if unknown:
         raise SettingsError(f"wrong settings: {'; '.join(unknown)}")
@@ -310,9 +311,15 @@ def _is_unknown(variable: str) -> bool:
 
 def _unknown(variable: str) -> str:
     known = [name.upper() for name in Settings.model_fields]
-    like = difflib.get_close_matches(variable.removeprefix(ENV_PREFIX), known, n=1)
-    hint = f"; did you mean {ENV_PREFIX}{like[0]}?" if like else ""
+    hint = did_you_mean(variable.removeprefix(ENV_PREFIX), known, ENV_PREFIX)
     return f"{variable}: there is no such setting{hint}"
+
+
+def _wrong(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        name = str(error["loc"][0])
+        return f"{name}: there is no such setting{did_you_mean(name, Settings.model_fields)}"
+    return f"{_name(error['loc'])}: {error['msg']}"
 
 
 def _name(location: tuple[int | str, ...]) -> str:

@@ -11,6 +11,7 @@ from typing import IO
 
 from pydantic.fields import FieldInfo
 
+from service.hints import did_you_mean
 from service.settings import ENV_PREFIX, Settings
 from service.writing import STANDARD_OUTPUT, written
 
@@ -36,6 +37,26 @@ MAX_FAILURES_SHOWN = 50
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the examples."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of an option that it does not have which one may have been meant.
+
+    A command's own parser does: argparse would leave that to the one above, with its usage.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, but nothing may be left over."""
+        parsed, left = super().parse_known_args(args, namespace)
+        if left:
+            named = (word.partition("=")[0] for word in left if word.startswith("--"))
+            hints = (did_you_mean(name, self._option_string_actions) for name in named)
+            self.error(f"unrecognized arguments: {' '.join(left)}{next(filter(None, hints), '')}")
+        return parsed, left
 
 
 def add_settings(parser: argparse._ActionsContainer, names: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """One flag for each setting."""
+    parser.usage = "lan-fer serve [--SETTING VALUE ...]"  # all of them would fill a screen
     parser.description = (
         "Start the REST service. Each flag can also be given as an environment variable, named in "
         "brackets."

@@ -45,6 +45,28 @@ def test_wrong_use_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("serve --prot 9000", "--prot 9000; did you mean --port?"),
+        ("predict a.jpg --drow=x", "--drow=x; did you mean --draw?"),
+        ("model info --jsno", "--jsno; did you mean --json?"),
+        ("bench a.jpg --zzz", "--zzz"),
+        ("serve 9000", "9000"),
+    ],
+)
+def test_flag_that_there_is_not_is_answered_by_its_command(
+    wrong: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(wrong.split())
+    assert ended.value.code == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    command = "lan-fer model info" if wrong.startswith("model") else f"lan-fer {wrong.split()[0]}"
+    assert first.startswith(f"usage: {command} ")
+    assert last == f"{command}: error: unrecognized arguments: {said}"
+
+
+@pytest.mark.parametrize(
     ("command", "wrong", "right"),
     [
         ("bench", ("0", "-1", "nan", "inf", "soon"), "0.1"),
@@ -126,6 +148,28 @@ def test_trainings_commands_are_a_group() -> None:
     group = lan_fer("training", "evaluate", "--help")
     assert group.returncode == 0, group.stderr
     assert "--split" in group.stdout
+
+
+def test_trainings_commands_say_what_they_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    assert main(["training", "train"]) == 1
+    said = "lan-fer: training needs torch, which serving does without: make setup\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "training" not in capsys.readouterr().out
+
+
+def test_bulk_looks_for_its_photos_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "answers"
+    missing = tmp_path / "nope"
+    assert main(["bulk", str(tmp_path), str(missing), "--output", str(output)]) == 1
+    assert capsys.readouterr().err == f"lan-fer: {missing}: no such file or folder.\n"
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,13 @@ def test_variable_that_is_no_setting_is_refused(
         load_settings()
 
 
+@pytest.mark.parametrize(("name", "hint"), [("maxfaces", "; did you mean max_faces?"), ("foo", "")])
+def test_name_that_is_no_setting_is_refused(name: str, hint: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**{name: 1})
+    assert caught.value.detail == f"wrong settings: {name}: there is no such setting{hint}"
+
+
 def test_only_a_name_that_is_like_it_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAN_FER_FOO", "1")
     with pytest.raises(SettingsError, match=r"LAN_FER_FOO: there is no such setting$"):
