@@ -108,6 +108,21 @@ def test_missing_file_is_the_callers_error() -> None:
         client.predict("no-such.jpg")
 
 
+def test_web_address_is_not_fetched() -> None:
+    with Client() as client, pytest.raises(ValueError, match=r"http://x/y\.jpg: a web address"):
+        client.predict("http://x/y.jpg")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("wrong", ["127.0.0.1:8000", "localhost:8000", "", "http://", "/lan-fer"])
+def test_address_without_http_is_refused_at_once(
+    kind: type[Client | AsyncClient], wrong: str
+) -> None:
+    with pytest.raises(ValueError, match=r"such as http://127\.0\.0\.1:8000, not") as caught:
+        kind(wrong)
+    assert repr(wrong) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "alone", ["photo.jpg", Path("photo.jpg"), b"photo", bytearray(b"photo"), memoryview(b"photo")]
 )

@@ -44,8 +44,8 @@ def predict_call(
 ) -> Call:
     """Photos to be read.
 
-    Raises OSError where a file cannot be read, TypeError for a photo alone, which would be taken
-    letter by letter.
+    Raises OSError where a file cannot be read, ValueError for a web address, which is not fetched,
+    and TypeError for a photo alone, which would be taken letter by letter.
     """
     if isinstance(photos, str | Path | bytes | bytearray | memoryview):
         raise TypeError(
@@ -65,6 +65,8 @@ def predict_call(
 def _named(photo: Photo) -> tuple[str, bytes]:
     if isinstance(photo, bytes):
         return "photo", photo
+    if isinstance(photo, str) and "://" in photo:
+        raise ValueError(f"{photo}: a web address is not fetched; give a path, or the file's bytes")
     path = Path(photo)
     return path.name, path.read_bytes()
 

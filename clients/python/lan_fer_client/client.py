@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -23,6 +24,13 @@ PictureType = Literal["image/jpeg", "image/png"]
 UNAVAILABLE = 503
 
 
+def _address(base_url: str) -> str:
+    """Raises ValueError where it is none: nothing that is sent there could ever arrive."""
+    if not re.match(r"https?://[^/]", base_url, re.IGNORECASE):
+        raise ValueError(f"base_url is an address such as http://127.0.0.1:8000, not {base_url!r}")
+    return base_url
+
+
 def _headers(api_key: str | None) -> dict[str, str]:
     return {"X-API-Key": api_key} if api_key else {}
 
@@ -33,6 +41,8 @@ class Client:
     `timeout` is seconds for each attempt: to connect, and between two pieces of a reply. `api_key`
     is for a service that asks for one. `http` is an httpx client of your own (proxies,
     certificates), which you close yourself; it then says the address, time-out and headers.
+
+    Raises ValueError where `base_url` does not begin with http:// or https://.
     """
 
     def __init__(
@@ -47,13 +57,14 @@ class Client:
         self._retries = retries
         self._own = http is None
         self._http = http or httpx.Client(
-            base_url=base_url, headers=_headers(api_key), timeout=timeout
+            base_url=_address(base_url), headers=_headers(api_key), timeout=timeout
         )
 
     def predict(self, photo: Photo, options: PredictOptions = DEFAULT_OPTIONS) -> PredictReply:
         """The faces in one photo: a path, or the bytes of an image file.
 
-        Raises ProblemError, ConnectionFailedError, and OSError where a file cannot be read.
+        Raises ProblemError, ConnectionFailedError, OSError where a file cannot be read, and
+        ValueError for a web address, which is not fetched.
         """
         response = self._send(predict_call("/predict", [photo], options))
         return PredictReply.model_validate_json(response.content)
@@ -133,7 +144,7 @@ class AsyncClient:
         self._retries = retries
         self._own = http is None
         self._http = http or httpx.AsyncClient(
-            base_url=base_url, headers=_headers(api_key), timeout=timeout
+            base_url=_address(base_url), headers=_headers(api_key), timeout=timeout
         )
 
     async def predict(
