@@ -82,7 +82,7 @@ TYPESCRIPT := clients/typescript
 NODE_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
 
 $(NODE_STAMP): $(TYPESCRIPT)/package-lock.json
-	cd $(TYPESCRIPT) && npm ci --no-fund --no-audit
+	cd $(TYPESCRIPT) && npm ci --no-fund --no-audit --ignore-scripts
 	@touch $@
 
 .PHONY: clients

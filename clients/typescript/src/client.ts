@@ -79,7 +79,12 @@ export class Client {
   readonly #timeoutMs: number;
   readonly #retries: Retries;
 
+  /** Throws TypeError where `baseUrl` does not begin with http:// or https://. */
   constructor(settings: ClientSettings) {
+    if (!/^https?:\/\/[^/]/i.test(settings.baseUrl)) {
+      const wrong = JSON.stringify(settings.baseUrl);
+      throw new TypeError(`baseUrl is an address such as http://127.0.0.1:8000, not ${wrong}`);
+    }
     this.#baseUrl = settings.baseUrl.replace(/\/+$/, "");
     this.#headers = settings.apiKey === undefined ? {} : { "X-API-Key": settings.apiKey };
     this.#timeoutMs = settings.timeoutMs ?? DEFAULT_TIMEOUT_MS;

@@ -39,6 +39,12 @@ test("an error says what the service says", async () => {
   });
 });
 
+test("an address without http:// is refused at once", () => {
+  for (const baseUrl of ["127.0.0.1:8000", "localhost:8000", "", "http://", "/lan-fer"]) {
+    assert.throws(() => new Client({ baseUrl }), /^TypeError: baseUrl .* http:\/\/127\.0\.0\.1:8000/);
+  }
+});
+
 type Answer = (response: ServerResponse) => void;
 const status =
   (code: number, headers: Record<string, string> = {}): Answer =>
