@@ -17,6 +17,7 @@ from structlog.contextvars import bound_contextvars
 from service.errors import HeadersTooLargeError, UnavailableError, UnexpectedError
 from service.metrics import Metrics
 from service.problems import problem_response
+from service.route_names import route_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -108,7 +109,7 @@ class _Exchange:
         seconds = time.perf_counter() - self._started
         method = self._scope["method"]
         method = method if method in METHODS else "OTHER"
-        route = getattr(self._scope.get("route"), "path", "unmatched")
+        route = route_of(self._scope)
         status = CLIENT_CLOSED_REQUEST if self.status is None else self.status
         metrics.requests.labels(method, route, str(status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import SettingsError
+from service.route_names import route_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -100,7 +101,7 @@ class _DescribeSpan:
 
 def _describe(span: Span, scope: Scope, state: Mapping[str, Any]) -> None:
     # Never the path as it was sent: a name stands for many requests.
-    route = getattr(scope.get("route"), "path", "unmatched")
+    route = route_of(scope)
     span.update_name(f"{scope['method']} {route}")
     span.set_attribute("http.route", route)
     fields = {name: state[name] for name in DESCRIBING if name in state}

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.errors import StartupError, UnavailableError
 from service.pipeline import Networks
 from service.problems import MEDIA_TYPE
+from service.routes.docs import STATIC
 from service.settings import Settings
 from service.state import ServiceState
 from tests.service.serving import (
@@ -110,6 +111,21 @@ def test_model_tells_what_is_served(client: httpx.Client, networks: Networks) ->
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", network["version"])
         assert network["provider"] in networks.classifier.providers + networks.detector.providers
     assert [320, 320] in detector["canvas_sizes"]
+
+
+def test_every_path_of_the_documentation_is_counted_by_its_route(networks: Networks) -> None:
+    with running(Settings(), networks) as server, server.client() as client:
+        for path in ("/docs", "/openapi.json", f"{STATIC}/favicon.png", f"{STATIC}/swagger-ui.css"):
+            assert client.get(path).status_code == 200
+        assert client.get(f"{STATIC}/none.css").status_code == 404
+        assert client.post("/openapi.json").status_code == 405
+        count = "lan_fer_http_requests_total"
+        assert sample(client, count, route="/docs", status="200") == 1
+        assert sample(client, count, route="/openapi.json", status="200") == 1
+        assert sample(client, count, route="/openapi.json", status="405") == 1
+        assert sample(client, count, route=STATIC, status="200") == 2
+        assert sample(client, count, route=STATIC, status="404") == 1
+        assert 'route="unmatched"' not in client.get("/metrics").text
 
 
 def test_metrics_count_what_happened(networks: Networks, portrait_jpeg: bytes) -> None:
