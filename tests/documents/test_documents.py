@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 from docs.api_page import openapi, page
 from service.cli import build_parser
@@ -45,7 +43,7 @@ def blocks(page_name: str) -> list[str]:
 def commands(block: str) -> Iterator[list[str]]:
     """The words of each command; settings before it, comments and a final & left out."""
     for line in block.replace("\\\n", " ").splitlines():
-        for part in re.split(r"&&|\||;", line):
+        for part in re.split(r'(?:&&|\||;)(?=(?:[^"]*"[^"]*")*[^"]*$)', line):  # not in quotes
             words = shlex.split(part, comments=True)
             while words and re.match(r"[A-Z_]+=", words[0]):
                 del words[0]
@@ -124,15 +122,34 @@ def test_requests_answer(
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_the_answer_in_readme_is_what_comes(
-    server: RunningServer, portrait: NDArray[np.uint8]
-) -> None:
+def test_readmes_photo_gets_the_answer_in_readme(server: RunningServer, tmp_path: Path) -> None:
     [example] = re.findall(r"^```json\n(.*?)^```", text_of("README.md"), re.M | re.S)
-    buffer = io.BytesIO()
-    Image.fromarray(portrait).save(buffer, "JPEG", quality=95)
+    [command] = (block for block in blocks("README.md") if "'photo.jpg'" in block)
+    script = command.replace(".venv/bin/python", shlex.quote(sys.executable))
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, check=True)
     with server.client() as client:
-        reply = client.post("/predict", files={"file": buffer.getvalue()}).json()
-    assert_shortened(json.loads(example), reply)
+        photo = (tmp_path / "photo.jpg").read_bytes()
+        assert_shortened(json.loads(example), client.post("/predict", files={"file": photo}).json())
+        drawn = (ROOT / "docs" / "drawn.jpg").read_bytes()
+        assert client.post("/predict", files={"file": drawn}).json()["faces_found"] == 1
+
+
+def test_git_leaves_out_photos_of_people_and_networks_made_of_them(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    ours = (ROOT / "models" / "SHA256SUMS").read_text(encoding="utf-8").split()[1::2]
+    shipped = {f"models/{name}" for name in ours if name.startswith("lan_")}
+    shipped |= {"models/SHA256SUMS", "models/lan_mobilefacenet_ferplus.md", "docs/drawn.jpg"}
+    private = {"photo.jpg", "photos/me.jpg", "drawn.jpg", "drawn/photos/me.jpg", "answers.csv"}
+    private |= {"answers/0.parquet", "clip.mp4", "models/smile.onnx", "models/smile.md"}
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    told = subprocess.run(
+        ["git", "check-ignore", "--no-index", *sorted(private | shipped)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(told.stdout.splitlines()) == private
 
 
 def assert_shortened(example: Any, whole: Any) -> None:  # noqa: ANN401 - JSON
