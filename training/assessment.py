@@ -81,8 +81,14 @@ def report(model: ExpressionModel, evaluation: Evaluation, angles: NDArray[np.fl
         f"{s.name}: {100 * s.accuracy:.2f}% of {s.images}, mean recall {100 * s.mean_recall:.2f}%"
         for s in slices(evaluation, angles)
     ]
-    recalls = zip(model.contract.labels, evaluation.recalls(), strict=True)
-    lines.append("recall: " + ", ".join(f"{name} {100 * r:.1f}%" for name, r in recalls))
+    recalls = dict(zip(model.contract.labels, evaluation.recalls(), strict=True))
+    found = {name: recall for name, recall in recalls.items() if np.isfinite(recall)}
+    lines.append("recall: " + ", ".join(f"{name} {100 * r:.1f}%" for name, r in found.items()))
+    if absent := [name for name in recalls if name not in found]:
+        lines.append(
+            f"no image of {', '.join(absent)}: mean recall is over the other {len(found)} classes, "
+            "and an answer of a class without images counts as wrong"
+        )
     error = reliability(evaluation, model.contract.temperature).error
     lines.append(
         f"expected calibration error {100 * error:.2f}% "

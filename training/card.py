@@ -106,7 +106,7 @@ def _accuracy(assessment: Assessment, recipe: Recipe) -> str:
     ]
     counts = np.bincount(evaluation.classes, minlength=len(contract.labels))
     recalls = [
-        f"| {label} | {count} | {100 * recall:.1f}% |"
+        f"| {label} | {count} | {f'{100 * recall:.1f}%' if count else 'not measured'} |"
         for label, count, recall in zip(contract.labels, counts, evaluation.recalls(), strict=True)
     ]
     error = reliability(evaluation, contract.temperature).error

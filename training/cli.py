@@ -131,7 +131,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(evaluate)
     evaluate.add_argument("--model", type=Path, required=True, help="ONNX file with contract")
     evaluate.add_argument(
-        "--split", choices=PARTS, default="validation", help="default: %(default)s"
+        "--split",
+        choices=(*PARTS, "all"),
+        help="default: validation, or test where one's own data have no other; all: every image "
+        "of one's own",
     )
     evaluate.add_argument(
         "--mirrored", action="store_true", help="average over each face and its mirror image"

@@ -17,8 +17,9 @@ from training.balance import balanced
 from training.calibration import fit_temperature
 from training.card import Assessment, Recipe, write_card
 from training.crops import CropDataset
+from training.datasets.folder import split_counts
 from training.datasets.lists import select
-from training.datasets.records import DatasetError, Part, Split
+from training.datasets.records import PARTS, DatasetError, Part, Split, arranged
 from training.datasets.registry import FINAL, Choice, find_dataset
 from training.evaluation import Evaluation
 from training.export import (
@@ -54,6 +55,10 @@ def validation_crops(paths: RunPaths, size: int) -> tuple[CropDataset, NDArray[n
 
 def load_part(paths: RunPaths, part: Part, *, majority_only: bool = True) -> Split:
     """A split of the data set that `paths` names. Raises DatasetError."""
+    if part == "all" and paths.dataset != "folder":
+        raise DatasetError(
+            f"split all is of --dataset folder; {paths.dataset} has {', '.join(PARTS)}"
+        )
     choice = Choice(majority_only=majority_only, fold=paths.fold)
     return find_dataset(paths.dataset).load(paths.data, part, choice)
 
@@ -65,12 +70,24 @@ def crops_of(split: Split, paths: RunPaths, size: int) -> tuple[CropDataset, NDA
     return CropDataset(prepared.split, prepared.faces, size), angles
 
 
-def _require_labels(own: tuple[str, ...], split: Split, paths: RunPaths) -> None:
-    if own != split.labels:
-        raise DatasetError(
-            f"{paths.data}: the classes are {', '.join(split.labels)}; "
-            f"the model's are {', '.join(own)}"
-        )
+def _measured_part(paths: RunPaths) -> Part:
+    """What to measure on unless told: validation, or the test where one's own data are no more."""
+    if paths.dataset == "folder" and set(split_counts(paths.data)) == {"test"}:
+        return "test"
+    return "validation"
+
+
+def _measured_on(paths: RunPaths, part: Part, images: int) -> str:
+    """A line of a report: which images it is of, and how many there are."""
+    if paths.dataset != "folder":
+        return f"measured on {images} images, the {part} split\n"
+    given = split_counts(paths.data)
+    split = {"all": "whatever their split", "final": "the training and validation splits"}.get(
+        part, f"the {part} split"
+    )
+    if part == "validation" and not given["validation"]:
+        split += " (a fifth of each class; evaluate --split all takes every image)"
+    return f"measured on {images} of {given.total()} images, {split}\n"
 
 
 def release(
@@ -96,12 +113,12 @@ def release(
     if balance:
         if run.config.balanced:
             raise ExportError("the run drew each class equally often: --balance would do it twice")
-        targets = load_splits(run.config, paths, final=run.is_final)[0].targets
+        learnt = load_splits(run.config, paths, final=run.is_final)[0]
+        targets = arranged(learnt, tuple(run.provenance["labels"])).targets
         run = replace(run, network=balanced(run.network, targets, balance))
         twin = twin and replace(twin, network=balanced(twin.network, targets, balance))
     contract = make_contract(run.network, run.config, run.provenance, facts)
-    validation = load_part(paths, "validation")
-    _require_labels(contract.labels, validation, paths)
+    validation = arranged(load_part(paths, "validation"), contract.labels)
     crops, angles = crops_of(validation, paths, contract.input_size)
     export_onnx(run.network, contract, output)
     evaluation = _evaluation(output, crops)
@@ -113,7 +130,7 @@ def release(
     model = ExpressionModel.load(output, CPU)
     recipe = Recipe(run, twin, seen, paths.dataset, balance, note)
     write_card(output.with_suffix(".md"), Assessment(model, evaluation, angles), recipe)
-    return report(model, evaluation, angles)
+    return _measured_on(paths, "validation", len(crops)) + report(model, evaluation, angles)
 
 
 def _require_twin(run: TrainedRun, twin: TrainedRun | None) -> None:
@@ -150,24 +167,28 @@ def evaluate_file(
     path: Path,
     paths: RunPaths,
     *,
-    part: Part = "validation",
+    part: Part | None = None,
     listed: Path | None = None,
     mirrored: bool = False,
 ) -> str:
     """The report of an ONNX file on one split, or on its images that the list `listed` names.
 
+    Without `part`, that is validation, or the test where one's own data have nothing else.
     `mirrored` averages over each face and its mirror image, which the service does not do.
-    Raises DatasetError where the split's classes are not the model's.
+    Raises DatasetError where the model does not know a class of the split.
     """
     model = ExpressionModel.load(path, CPU)
+    part = part or _measured_part(paths)
     # A list brings labels of its own: also for images whose votes have no majority.
     split, found = load_part(paths, part, majority_only=listed is None), ""
-    _require_labels(model.contract.labels, split, paths)
     if listed is not None:
+        # Its classes are numbers in the data set's own order.
         selected = select(split, listed)
         split, found = selected.split, f"{listed.name}: {selected.summary()}\n"
+    split = arranged(split, model.contract.labels)
     crops, angles = crops_of(split, paths, model.contract.input_size)
-    return found + report(model, assess(model, crops, mirrored=mirrored), angles)
+    measured = report(model, assess(model, crops, mirrored=mirrored), angles)
+    return found + _measured_on(paths, part, len(crops)) + measured
 
 
 def release_int8(
@@ -191,8 +212,7 @@ def release_int8(
         raise ExportError(f"{output}: is the float32 file itself; name another --output")
     contract = ExpressionModel.load(path, CPU).contract
     _require_twin_file(path, contract, twin)
-    validation = load_part(paths, "validation")
-    _require_labels(contract.labels, validation, paths)
+    validation = arranged(load_part(paths, "validation"), contract.labels)
     crops, angles = crops_of(validation, paths, contract.input_size)
     sample = _sample(paths, contract.input_size, images)
     told = []

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.training.made_up import write_png
-from training.datasets.folder import HELD_OUT, load_split, read_records
-from training.datasets.records import DatasetError, Split
+from training.datasets.folder import HELD_OUT, load_split, read_records, split_counts
+from training.datasets.records import DatasetError, Part, Split
 
 
 def noise(path: Path, seed: int) -> Path:
@@ -69,6 +69,29 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     splits = {part: load_split(tmp_path, part) for part in ("train", "validation", "final", "test")}
     assert [len(split) for split in splits.values()] == [7, 2, 9, 2]
     assert {split.labels for split in splits.values()} == {("angry", "happy", "sad")}
+
+
+def test_every_image_can_be_asked_for_whatever_its_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"happy": 4, "sad": 3})
+    write_classes(tmp_path / "test", {"sad": 1}, seed=90)
+    assert len(load_split(tmp_path, "all")) == 8
+    assert split_counts(tmp_path) == {"train": 7, "test": 1}
+
+
+@pytest.mark.parametrize(("folder", "part"), [("test", "test"), ("val", "validation")])
+def test_images_to_measure_on_may_be_all_that_there_are(
+    tmp_path: Path, folder: str, part: Part
+) -> None:
+    write_classes(tmp_path / folder, {"happy": 2, "sad": 1})
+    split = load_split(tmp_path, part)
+    assert (len(split), split.labels) == (3, ("happy", "sad"))
+    with pytest.raises(DatasetError, match=f"train/ is missing, every image is for {part};"):
+        load_split(tmp_path, "train")
+
+
+def test_a_folder_called_test_beside_classes_is_a_class(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"test": 2, "exam": 3})
+    assert load_split(tmp_path, "final").labels == ("exam", "test")
 
 
 def test_training_images_are_held_out_where_only_they_are_given(tmp_path: Path) -> None:
@@ -199,8 +222,18 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"two or more classes are needed, found \['only'\]"):
-        load_split(write_classes(tmp_path, {"only": 3}), "train")
+    root = write_classes(tmp_path, {"only": 3})
+    with pytest.raises(DatasetError, match=r"two or more classes are needed, found only only"):
+        load_split(root, "train")
+    assert len(load_split(root, "all")) == 3, "but it can be measured on"
+
+
+def test_a_table_without_rows_to_learn_from_says_so(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "path,label,split\nphotos/1.png,a,val\nphotos/2.png,b,val\n")
+    with pytest.raises(
+        DatasetError, match="no row has split train, every image is for validation;"
+    ):
+        load_split(table, "train")
 
 
 def test_a_part_without_images_is_refused(tmp_path: Path) -> None:

@@ -230,10 +230,48 @@ def test_own_images_from_folders_to_a_served_model(
     told = shop.call("evaluate", "--model", str(output), "--split", "final", *own)
     assert "\nall: " in told
     assert "of 10, mean recall" in told
+    assert "\nmeasured on 10 of 11 images, the training and validation splits\n" in told
+    told = shop.call("evaluate", "--model", str(output), *own)
+    assert "images, the validation split (a fifth of each class; evaluate --split all takes" in told
     capsys.readouterr()
     with pytest.raises(AssertionError):
         workshop.call("evaluate", "--model", str(output))
-    assert "the model's are bored, keen" in capsys.readouterr().err
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: the model does not know neutral, happiness,")
+    assert message.endswith("its classes are bored, keen")
+
+
+def test_classes_are_matched_by_name(workshop: Workshop, tmp_path: Path) -> None:
+    """In whatever order, and whether all of them occur or one alone."""
+    output = tmp_path / "lan.onnx"
+    workshop.call("export", "--run", str(workshop.paths.run), "--output", str(output))
+    some = ("neutral", "happiness", "surprise")
+    faces = varied_faces(6, 6)
+    for index, (name, face) in enumerate(faces.items()):
+        write_png(tmp_path / "ev" / "test" / some[index % 3] / name, face)
+    shop = Workshop(tmp_path / "ev", workshop.detector, workshop.folder)
+    own = ("evaluate", "--model", str(output), "--dataset", "folder")
+    told = shop.call(*own)
+    absent = ", ".join(LABELS[3:])
+    assert "measured on 6 of 6 images, the test split\n" in told
+    assert f"no image of {absent}: mean recall is over the other 3 classes" in told
+    assert "nan" not in told
+    # The same images, sorted by the data set's own names, as FERPlus's validation split has.
+    official = workshop.call("evaluate", "--model", str(output))
+    assert official.splitlines()[2:] == told.splitlines()[2:]
+    (tmp_path / "ev" / "test").rename(tmp_path / "moved")
+    shop = dataclasses.replace(shop, data=tmp_path / "moved")
+    assert "measured on 6 of 6 images, whatever their split\n" in shop.call(*own, "--split", "all")
+
+
+def test_every_image_is_asked_of_own_images_alone(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "lan.onnx"
+    workshop.call("export", "--run", str(workshop.paths.run), "--output", str(output))
+    with pytest.raises(AssertionError):
+        workshop.call("evaluate", "--model", str(output), "--split", "all")
+    assert "split all is of --dataset folder; ferplus has train" in capsys.readouterr().err
 
 
 def test_a_list_of_difficult_images_is_measured_with_its_labels(

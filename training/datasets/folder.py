@@ -1,7 +1,8 @@
 """One's own images, in folders or in a table.
 
     ROOT/happy/anything.jpg, ROOT/sad/...                 a folder a class
-    ROOT/train/happy/..., ROOT/valid/happy/...            likewise, already split (test/ too)
+    ROOT/train/happy/..., ROOT/valid/happy/...            likewise, already split (test/ too);
+                                                          valid/ or test/ alone, to measure on
     TABLE.csv or TABLE.parquet                            columns path, label and, where known,
                                                           split, votes, box, landmarks
 
@@ -22,7 +23,7 @@ import csv
 import hashlib
 import importlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,14 +77,29 @@ def load_split(root: Path, part: Part, *, majority_only: bool = True) -> Split:
     """The images of `part`; `majority_only` leaves out those whose votes have no majority.
 
     Raises DatasetError where `root` is in none of the layouts, where there are fewer than two
-    classes, and where no image is left.
+    classes to learn, and where no image is left.
     """
     records = read_records(root)
     labels = class_names(records)
     kept = [r for r in _of_part(records, part) if r.winner() or (r.votes and not majority_only)]
     if not kept:
-        raise DatasetError(f"{root}: no image with a label for the {part} split; expected {LAYOUT}")
+        raise DatasetError(f"{root}: {_why_empty(root, records, part)}; expected {LAYOUT}")
+    if part in ("train", "final") and len(labels) < 2:
+        raise DatasetError(f"{root}: two or more classes are needed, found only {labels[0]}")
     return _as_split(kept, labels)
+
+
+def _why_empty(root: Path, records: Sequence[Record], part: Part) -> str:
+    given = {record.split for record in records}
+    if part in ("test", "all") or given & {"", "train"}:
+        return f"no image with a label for the {part} split"
+    missing = "no row has split train" if root.is_file() else "train/ is missing"
+    return f"{missing}, every image is for {' or '.join(sorted(given))}"
+
+
+def split_counts(root: Path) -> Counter[str]:
+    """Images by the split that the data give them, "" where they do not say."""
+    return Counter(record.split for record in read_records(root))
 
 
 def read_records(root: Path) -> list[Record]:
@@ -92,8 +108,10 @@ def read_records(root: Path) -> list[Record]:
         return _table_records(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such file or folder; expected {LAYOUT}")
-    parts = [(SPLITS[f.name.lower()], f) for f in _folders(root) if f.name.lower() in SPLITS]
-    if not any(name == "train" for name, _ in parts):
+    folders = _folders(root)
+    parts = [(SPLITS[f.name.lower()], f) for f in folders if f.name.lower() in SPLITS]
+    # Without train/, a folder called test beside other classes is a class.
+    if len(parts) < len(folders) and not any(name == "train" for name, _ in parts):
         parts = [("", root)]
     records = [
         Record(path, folder.name, split)
@@ -112,17 +130,16 @@ def _folders(root: Path) -> list[Path]:
 
 
 def class_names(records: Iterable[Record]) -> tuple[str, ...]:
-    """The names of all labels and votes, in alphabetical order. Raises DatasetError below two."""
-    names = {name for r in records for name in (r.label, *r.votes) if name}
-    if len(names) < 2:
-        raise DatasetError(f"two or more classes are needed, found {sorted(names)}")
-    return tuple(sorted(names))
+    """The names of all labels and votes, in alphabetical order."""
+    return tuple(sorted({name for r in records for name in (r.label, *r.votes) if name}))
 
 
 # --- splits ------------------------------------------------------------------------------------
 
 
 def _of_part(records: Sequence[Record], part: Part) -> list[Record]:
+    if part == "all":
+        return list(records)
     if part == "test":
         return [r for r in records if r.split == "test"]
     rest = [r for r in records if r.split != "test"]

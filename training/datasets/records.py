@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Part = Literal["train", "validation", "final", "test"]
-"""What a split is for: learning, choosing, both together for a last training, the last measure."""
+Part = Literal["train", "validation", "final", "test", "all"]
+"""What a split is for: learning, choosing, both together for a last training, the last measure;
+"all" is every image of one's own, for measuring a model that has learnt from none of them."""
 PARTS: tuple[Part, ...] = ("train", "validation", "final", "test")
 # Where a data set has no validation split of its own: one training image in this many.
 HELD_OUT = 10
@@ -102,6 +103,23 @@ def require_files(paths: Sequence[Path], layout: str) -> None:
             f"{missing[0]}: no such file ({len(missing)} of {len(paths)} images are missing); "
             f"expected {layout}"
         )
+
+
+def arranged(split: Split, labels: tuple[str, ...]) -> Split:
+    """`split` with its classes, matched by name, in the order of a model's `labels`.
+
+    The model may know more of them. Raises DatasetError naming a class that it does not know.
+    """
+    if unknown := [name for name in split.labels if name not in labels]:
+        raise DatasetError(
+            f"the model does not know {', '.join(unknown)}, of the data; "
+            f"its classes are {', '.join(labels)}"
+        )
+    places = np.array([labels.index(name) for name in split.labels])
+    targets = np.zeros((len(split), len(labels)), np.float32)
+    targets[:, places] = split.targets
+    classes = np.where(split.classes < 0, -1, places[split.classes]).astype(np.int64)
+    return replace(split, labels=labels, targets=targets, classes=classes)
 
 
 def concatenate(first: Split, second: Split) -> Split:

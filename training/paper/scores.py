@@ -17,7 +17,7 @@ from service.runtime import SessionSettings
 from training.assessment import POSE_DEGREES, assess
 from training.crops import CropDataset
 from training.datasets.lists import select
-from training.datasets.records import DatasetError, Part
+from training.datasets.records import DatasetError, Part, arranged
 from training.datasets.registry import find_dataset
 from training.evaluation import Evaluation
 from training.pipeline import PreparedSplit, RunPaths, prepare_split
@@ -113,7 +113,7 @@ def yaw_and_pitch(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
 def measure(model_path: Path, paths: RunPaths, part: Part, listed: Path | None = None) -> Scores:
     """Run an ONNX model over a split, or over those of its images that the list `listed` names.
 
-    Raises DatasetError where the split's classes are not the model's.
+    Raises DatasetError where the model does not know a class of the split.
     """
     model = ExpressionModel.load(model_path, SessionSettings("cpu"))
     prepared, found = sample(paths, part, model.contract.labels, listed=listed)
@@ -146,18 +146,14 @@ def sample(
 ) -> tuple[PreparedSplit, str]:
     """A split's labelled images (with `images`, so many, drawn with a fixed seed) and their faces.
 
-    Also what was found of the list `listed`. Raises DatasetError where the split's classes are
-    not `labels`.
+    Also what was found of the list `listed`. Raises DatasetError where `labels` lacks one of the
+    split's classes.
     """
     split, found = load_part(paths, part, majority_only=listed is None), ""
-    if split.labels != labels:
-        raise DatasetError(
-            f"{paths.data}: the classes are {', '.join(split.labels)}; "
-            f"the model's are {', '.join(labels)}"
-        )
     if listed is not None:
         selected = select(split, listed)
         split, found = selected.split, selected.summary()
+    split = arranged(split, labels)
     if 0 < images < len(split):
         kept = np.zeros(len(split), dtype=bool)
         kept[np.random.default_rng(0).permutation(len(split))[:images]] = True
