@@ -23,11 +23,12 @@ def averaged(run: TrainedRun, path: Path) -> TrainedRun:
     """
     other = recover(path)
     config, labels = run.config, tuple(run.provenance["labels"])
-    own = (config.backbone, config.fusion, labels)
-    if own != (other.backbone, other.fusion, other.labels):
+    own = (config.backbone, config.fusion, set(labels))
+    if own != (other.backbone, other.fusion, set(other.labels)):
         raise CheckpointError(
             f"{path}: cannot be averaged with the run, which has another backbone, fusion or labels"
         )
+    other.network.reorder(other.labels, labels)
     network = fold(run.network)
     network.load_state_dict(_mean(network, other.network))
     origin = f"{path.name} (SHA-256 {file_digests([path])[0]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,13 @@ class Lan(nn.Module):
             weighted = feature_map * attention_logits.sigmoid().unsqueeze(1)
             fused = self.fuse(f_o, weighted.mean((2, 3)))
         return LanOutput(self.classifier(self.dropout(fused)), attention_logits, feature_map)
+
+    @torch.no_grad()
+    def reorder(self, known: Sequence[str], wanted: Sequence[str]) -> None:
+        """Have the logits of the classes `known` come in the order `wanted`, of the same names."""
+        rows = [known.index(name) for name in wanted]
+        for parameter in (self.classifier.weight, self.classifier.bias):
+            parameter.copy_(parameter[rows])
 
     def fuse(self, f_o: Tensor, f_a: Tensor) -> Tensor:
         """[N,C], [N,C] -> [N,C] or, concatenated, [N,2C]."""

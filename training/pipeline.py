@@ -35,12 +35,12 @@ from training.guidance import (
     weights_digest,
 )
 from training.lan import Lan
+from training.origins import teacher, weights_of_start
 from training.preparation import NO_FACE, PIPELINE_VERSION, Prepared, prepare
-from training.recovery import recover, settle
+from training.recovery import settle
 from training.rectifying import begin_fading, inner_prelus
-from training.runs import load_run
 from training.tracking import write_run_file
-from training.trainer import CHECKPOINT, Trainer, TrainingError, fading_epochs
+from training.trainer import CHECKPOINT, Trainer, TrainingError, fading_epochs, frozen_stages
 from training.turning import MAX_TURN_DEGREES
 
 # Images a step where nothing is learned.
@@ -182,6 +182,11 @@ def require_sound(config: TrainingConfig) -> None:
         early = 0 < config.freeze_from < fading_epochs(config)
         if config.freeze_epochs or early:
             raise TrainingError("relu turns PReLUs into ReLUs first: freeze layers after that")
+    if bool(config.freeze_before) != bool(config.freeze_epochs or config.freeze_from):
+        raise TrainingError(
+            "freeze_before names the layers, freeze_epochs or freeze_from the time: one without "
+            "the other freezes nothing"
+        )
     if config.clusters < 2:
         raise TrainingError(f"clusters is {config.clusters}; two or more are needed")
 
@@ -202,9 +207,8 @@ def train_lan(
         raise TrainingError(f"{paths.run} holds a run; go on with --resume, or name another --run")
     with joined_world() as world:
         with world.first_alone():
-            train, validation, network, maps = _material(config, paths, final=final)
+            train, validation, network, teachers, maps = _material(config, paths, final=final)
         provenance = provenance_of(train.split, paths, final=final)
-        teachers = [_teacher(path, network, train.split.labels) for path in paths.teachers]
         trainer = Trainer(network, config, paths.run, provenance, world=world, teachers=teachers)
         if resume and trainer.resume():
             print(f"{paths.run}: going on after epoch {trainer.epoch}", flush=True)
@@ -226,26 +230,38 @@ def train_lan(
 
 def _material(
     config: TrainingConfig, paths: RunPaths, *, final: bool
-) -> tuple[PreparedSplit, PreparedSplit, Lan, NDArray[np.uint8] | None]:
-    """Training and validation images, the network to start from, and the guidance maps."""
-    train_split, validation_split = load_splits(config, paths, final=final)
-    train, validation = (prepare_split(s, paths) for s in (train_split, validation_split))
+) -> tuple[PreparedSplit, PreparedSplit, Lan, list[Lan], NDArray[np.uint8] | None]:
+    """Training and validation images, the network to start from, teachers, and guidance maps."""
+    splits = load_splits(config, paths, final=final)
+    labels = splits[0].labels
+    # Whatever may be refused comes before the search for faces, which may take hours.
     network = Lan(
         load_backbone(config.backbone, paths.weights),
-        len(train.split.labels),
+        len(labels),
         fusion=config.fusion,
         dropout=config.dropout,
     )
+    frozen_stages(network, config.freeze_before)
+    start = weights_of_start(paths.start, labels, config) if paths.start else {}
+    teachers = [teacher(path, labels, network.backbone.input_size) for path in paths.teachers]
+    train, validation = (prepare_split(split, paths) for split in splits)
     # Guidance comes from the face-recognition weights in every run that has them, else from the
     # network that it starts from.
     if paths.start and paths.weights is None:
-        _start_from(paths.start, network, train, config)
+        _begin_with(start, paths.start, network, train)
     maps = guidance_for(train, network, config, paths).maps if config.alpha else None
     if paths.start and paths.weights is not None:
-        _start_from(paths.start, network, train, config)
+        _begin_with(start, paths.start, network, train)
     if config.relu:
         _rectify(network, train)
-    return train, validation, network, maps
+    return train, validation, network, teachers, maps
+
+
+def _begin_with(start: dict[str, Tensor], path: Path, network: Lan, train: PreparedSplit) -> None:
+    """Give `network` the weights `start`, which came from `path`."""
+    network.load_state_dict(start, strict=False)
+    if path.is_file():
+        settle(network, _some_images(network, train, SETTLING_IMAGES))
 
 
 def _rectify(network: Lan, train: PreparedSplit) -> None:
@@ -261,45 +277,6 @@ def _some_images(network: Lan, train: PreparedSplit, count: int) -> Iterator[Ten
     chosen = evenly_spread(len(train.split), count)
     split, faces = train.split.subset(chosen), train.faces.subset(chosen)
     return _images(CropDataset(split, faces, network.backbone.input_size))
-
-
-def _start_from(path: Path, network: Lan, train: PreparedSplit, config: TrainingConfig) -> None:
-    """Give `network` the weights of another; its classifier too, where the classes are the same."""
-    known, labels, kind = _network_of(path)
-    own = f"{config.backbone}, fusion {config.fusion}"
-    if kind != own:
-        raise TrainingError(f"{path} holds another network ({kind}); this run has {own}")
-    state = known.state_dict()
-    if labels != train.split.labels:
-        print(f"{path} knows {', '.join(labels)}; the classifier begins anew", flush=True)
-        state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-    network.load_state_dict(state, strict=False)
-    if path.is_file():
-        settle(network, _some_images(network, train, SETTLING_IMAGES))
-
-
-def _teacher(path: Path, pupil: Lan, labels: tuple[str, ...]) -> Lan:
-    """A network learnt from. Raises TrainingError where it knows other classes or sizes."""
-    network, known, _ = _network_of(path)
-    if known != labels:
-        raise TrainingError(f"{path} knows other classes: {', '.join(known)}")
-    size, own = network.backbone.input_size, pupil.backbone.input_size
-    if size != own:
-        raise TrainingError(f"{path} takes crops of {size} pixels; this run has {own}")
-    return network
-
-
-def _network_of(path: Path) -> tuple[Lan, tuple[str, ...], str]:
-    """The best network of another run (its folder, or exported file), its classes and its kind."""
-    if path.is_dir():
-        run = load_run(path)
-        network, labels = run.network, tuple(run.provenance["labels"])
-        kind = f"{run.config.backbone}, fusion {run.config.fusion}"
-    else:
-        model = recover(path)
-        network, labels = model.network, model.labels
-        kind = f"{model.backbone}, fusion {model.fusion}"
-    return network, labels, kind
 
 
 def provenance_of(train: Split, paths: RunPaths, *, final: bool) -> dict[str, Any]:

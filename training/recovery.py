@@ -51,6 +51,11 @@ def recover(path: Path) -> RecoveredModel:
         raise CheckpointError(f"{path}: no model of this package ({error})") from error
     except Exception as error:  # protobuf's DecodeError has no public name
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise CheckpointError(
+            f"{path}: is in 8-bit integers, which nothing can be learnt from; name the float32 "
+            "file that it was made from (X.onnx for X.int8.onnx)"
+        )
     backbone = load_backbone(contract.backbone, None)
     network = Lan(backbone, len(contract.labels), fusion=contract.fusion).eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

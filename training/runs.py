@@ -35,7 +35,7 @@ def load_run(folder: Path, *, after: int | None = None) -> TrainedRun:
     Raises CheckpointError where there is none; of the epochs, the best and the last are kept.
     """
     if not (folder / BEST).is_file():
-        raise CheckpointError(f"{folder / BEST}: no such file; train first, or name another --run")
+        raise CheckpointError(f"{folder / BEST}: no such file; train first, or name another run")
     kept = []
     for path in (folder / BEST, folder / CHECKPOINT):
         if path.is_file():

@@ -56,6 +56,20 @@ def test_weights_are_the_mean_and_the_origin_is_kept(tmp_path: Path) -> None:
     assert "averaged_with" not in one.provenance
 
 
+def test_classes_in_another_order_are_matched_by_name(tmp_path: Path) -> None:
+    one, other = a_run(1), a_run(2)
+    turned = a_run(2).network
+    turned.reorder(LABELS, LABELS[::-1])
+    contract = contract_for(turned, other.config).model_copy(update={"labels": LABELS[::-1]})
+    export_onnx(turned, contract, tmp_path / "turned.onnx")
+    images = some_images(4)
+    mean = averaged(one, tmp_path / "turned.onnx")
+    expected = averaged(one, file_of(other, tmp_path / "other.onnx"))
+    torch.testing.assert_close(
+        logits(mean.network, images), logits(expected.network, images), atol=1e-4, rtol=1e-4
+    )
+
+
 def test_networks_of_two_kinds_have_no_mean(tmp_path: Path) -> None:
     path = file_of(a_run(2, "concat"), tmp_path / "other.onnx")
     with pytest.raises(CheckpointError, match="another backbone, fusion or labels"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
-from tests.training.made_up import grey_face, votes_for, write_ferplus, write_png
+from tests.training.made_up import DETECTOR, ROOT, grey_face, votes_for, write_ferplus, write_png
 from training.assessment import assess
 from training.augmentation import Augmentation
 from training.backbones import CheckpointError, MobileFaceNet
@@ -355,6 +355,62 @@ def test_a_run_may_go_on_with_relus(workshop: Workshop, tmp_path: Path) -> None:
     assert "became ReLUs, which were fitted to them" in output.with_suffix(".md").read_text()
 
 
+def test_a_start_with_the_classes_in_another_order_keeps_its_classifier(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """One's own folders are in alphabetical order; the teacher's classes are matched likewise."""
+    for index, label in enumerate(LABELS):
+        for name, face in varied_faces(2, index).items():
+            write_png(tmp_path / "photos" / label / name, face)
+    shop = dataclasses.replace(workshop, data=tmp_path / "photos")
+    options = [*TRAINING, "--dataset", "folder", "--epochs", "1", "--learning-rate", "0"]
+    start = str(workshop.paths.run)
+    run = tmp_path / "own"
+    printed = shop.call("train", "--run", str(run), *options, "--start", start, "--teacher", start)
+    assert "begins anew" not in printed
+    own, theirs = load_run(run), load_run(workshop.paths.run)
+    labels = own.provenance["labels"]
+    assert labels == sorted(LABELS)
+    rows = [LABELS.index(name) for name in labels]
+    assert torch.equal(own.network.classifier.weight, theirs.network.classifier.weight[rows])
+    assert torch.equal(own.network.classifier.bias, theirs.network.classifier.bias[rows])
+
+
+SHIPPED = ROOT / "models" / "lan_mobilefacenet_ferplus.int8.onnx"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--start", "{tmp}/none.onnx"), "none.onnx: no such file"),
+        (("--start", "{tmp}/photo.jpg"), "photo.jpg: not an ONNX file"),
+        (("--start", str(DETECTOR)), "no model of this package"),
+        (("--start", str(SHIPPED)), "is in 8-bit integers, which nothing can be learnt from; name"),
+        (("--start", "{tmp}"), "best.pt: no such file"),
+        (("--teacher", str(SHIPPED)), "is in 8-bit integers"),
+        (("--weights", "{tmp}/photo.jpg"), "not a safetensors file"),
+        (("--weights", "{tmp}"), "no such file (backbone weights"),
+        (("--freeze-before", "layer9", "--freeze-epochs", "1"), "freeze_before 'layer9' is unknown"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_refused_before_faces_are_looked_for(
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    write_png(tmp_path / "photo.png", grey_face()).rename(tmp_path / "photo.jpg")
+    # There is no detector either, which is only seen by the search.
+    shop = dataclasses.replace(workshop, detector=tmp_path / "nowhere.onnx")
+    filled = [option.format(tmp=tmp_path) for option in options]
+    with pytest.raises(AssertionError):
+        shop.call("train", "--run", str(tmp_path / "run"), *filled)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
 def test_of_a_start_that_knows_other_classes_all_but_the_classifier_is_kept(
     workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -438,6 +494,8 @@ def test_a_twin_is_of_the_same_epoch(workshop: Workshop, tmp_path: Path) -> None
         ({"fusion": "none"}, "set alpha to 0"),
         ({"augmentation": Augmentation(turn_degrees=60)}, "turn_degrees is 60"),
         ({"clusters": 1}, "two or more are needed"),
+        ({"freeze_before": "dconv_34"}, "one without the other freezes nothing"),
+        ({"freeze_epochs": 1}, "one without the other freezes nothing"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(
