@@ -1,6 +1,8 @@
 """One process or many: what torchrun tells, and what training does with it.
 
-    torchrun --nproc-per-node 2 -m training train ...
+    torchrun --nproc-per-node 2 -m -- training train ...
+
+The `--` keeps torchrun from reading the options of `train` as shortened ones of its own.
 
 The batch size is that of all processes together, and each takes its share of the very batches that
 one process would see. BatchNorm sees all of a batch on GPUs (SyncBatchNorm) and each process's

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,11 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from tests.training.made_up import made_up_crops, tiny_lan
+from tests.training.made_up import ROOT, grey_face, made_up_crops, tiny_lan, write_png
 from training.config import TrainingConfig
 from training.crops import batches
 from training.distributed import World, joined_world
+from training.tracking import RUN_FILE
 from training.trainer import CHECKPOINT, METRICS, Trainer, lan_loss, make_optimizer
 
 # BatchNorm on CPUs sees a process's share alone; without warm-up the first step counts.
@@ -94,6 +98,49 @@ def test_two_processes_have_the_loss_of_one_on_the_same_batches(tmp_path: Path) 
     for name, value in weights.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4)
+
+
+def documented_torchrun() -> list[str]:
+    """The words before those of `train`, as docs/retrain.md has them."""
+    (line,) = re.findall(
+        r"^torchrun (.*) train \.\.\.$", (ROOT / "docs/retrain.md").read_text(), re.M
+    )
+    return str(line).split()
+
+
+def test_torchrun_as_documented_trains_with_two_processes(
+    tmp_path: Path, detector_path: Path
+) -> None:
+    for index, pixels in enumerate((grey_face(66), grey_face(72), grey_face(78))):
+        for label in ("calm", "lively"):
+            light = pixels // (2 if label == "calm" else 1)
+            write_png(tmp_path / "photos" / label / f"{index}.png", light)
+    options = {
+        "--dataset": "folder",
+        "--data": tmp_path / "photos",
+        "--run": tmp_path / "run",
+        "--cache": tmp_path / "cache",
+        "--detector": detector_path,
+        "--epochs": 1,
+        "--batch-size": 2,
+        "--alpha": 0,
+        "--threads": 1,
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [word for option in options.items() for word in map(str, option)]
+    done = subprocess.run(
+        [*torchrun, *documented_torchrun(), "train", *words],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "run" / RUN_FILE).read_text())
+    assert told["environment"]["processes"] == PROCESSES
+    assert (tmp_path / "run" / CHECKPOINT).is_file()
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -390,7 +390,10 @@ SHIPPED = ROOT / "models" / "lan_mobilefacenet_ferplus.int8.onnx"
         (("--teacher", str(SHIPPED)), "is in 8-bit integers"),
         (("--weights", "{tmp}/photo.jpg"), "not a safetensors file"),
         (("--weights", "{tmp}"), "no such file (backbone weights"),
-        (("--freeze-before", "layer9", "--freeze-epochs", "1"), "freeze_before 'layer9' is unknown"),
+        (
+            ("--freeze-before", "layer9", "--freeze-epochs", "1"),
+            "freeze_before 'layer9' is unknown",
+        ),
     ],
 )
 def test_what_cannot_be_begun_with_is_refused_before_faces_are_looked_for(
