@@ -127,7 +127,7 @@ def test_a_table_with_everything(tmp_path: Path) -> None:
         'photos/1.png,happy,train,happy=6 sad=4,"1, 2, 30.5, 40",,x\n'
         f"photos/2.png,sad,training,,,{points},\n"
         "photos/3.png,,train,sad=3; happy=3,,,\n"
-        "photos/4.png,,valid,sad: 3,,,\n",
+        "photos/4.png,,valid,sad=3,,,\n",
     )
     train = load_split(table, "train")
     assert train.labels == ("happy", "sad")
@@ -166,6 +166,11 @@ def test_path_and_label_are_enough(tmp_path: Path) -> None:
         (",happy,,,,", "expected a path and a label, or votes"),
         ("x.png,,,,,", "expected a path and a label, or votes"),
         ("x.png,happy,later,,,", "split 'later'; expected train, valid or test"),
+        ("x.png,,,happy:7,,", "votes 'happy:7'; expected CLASS=NUMBER, such as happy=7 sad=3"),
+        ("x.png,,,happy=7 sad,,", "votes 'happy=7 sad'; expected CLASS=NUMBER"),
+        ("x.png,,,happy=,,", "votes 'happy='; expected CLASS=NUMBER"),
+        ("x.png,smiling,,happy=7,,", "label smiling is not the class with the most votes"),
+        ("x.png,sad,,happy=7 sad=3,,", "label sad is not the class with the most votes"),
         ("x.png,happy,,,1 2 3,", "box has 3 numbers; expected 4"),
         ("x.png,happy,,,,1 2 3", "landmarks has 3 numbers; expected 10"),
     ],
@@ -176,6 +181,33 @@ def test_a_malformed_row_is_named(tmp_path: Path, row: str, message: str) -> Non
     )
     with pytest.raises(DatasetError, match=rf"labels\.csv, row 2: {message}"):
         load_split(table, "train")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("file,class", "no column path and no column label, found file, class; expected path and"),
+        ("path,class", "no column label, found path, class;"),
+        ("file,votes", "no column path, found file, votes;"),
+        ("path;label", "no column path and no column label, found path;label;"),
+    ],
+)
+def test_columns_that_are_missing_are_named(tmp_path: Path, header: str, message: str) -> None:
+    table = write_table(tmp_path, f"{header}\nphotos/1.png,a\n")
+    with pytest.raises(DatasetError, match=rf"labels\.csv: {message}"):
+        load_split(table, "train")
+
+
+def test_a_tie_that_the_label_breaks_is_no_contradiction(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "path,label,votes\nphotos/1.png,sad,happy=3 sad=3\n")
+    assert read_records(table)[0].winner() == "sad"
+
+
+def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet is read where pyarrow is installed")
+    noise(tmp_path / "photo.png", 1).rename(tmp_path / "photo.parquet")
+    with pytest.raises(DatasetError, match=r"photo\.parquet: not a Parquet file \("):
+        load_split(tmp_path / "photo.parquet", "train")
 
 
 def test_a_table_in_parquet(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ SPLITS = {
 HELD_OUT = 5
 BOX_NUMBERS, LANDMARK_NUMBERS = 4, 10
 NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?", re.IGNORECASE)
-VOTE = re.compile(r"""['"]?([^\s=:,;{}'"]+)['"]?\s*[=:]\s*(\d+)""")
+VOTE = re.compile(r"([^=]+)=(\d+)")
 LAYOUT = (
     "a folder a class (CLASS/image.jpg), train/ and valid/ with a folder a class in each, "
     "or a .csv or .parquet table with the columns path and label"
@@ -204,7 +204,14 @@ def _numbers(
 
 
 def _table_records(table: Path) -> list[Record]:
-    rows = _parquet_rows(table) if table.suffix.lower() == ".parquet" else _csv_rows(table)
+    read = _parquet_rows if table.suffix.lower() == ".parquet" else _csv_rows
+    columns, rows = read(table)
+    needed = ["path"] if "votes" in columns else ["path", "label"]
+    if missing := [name for name in needed if name not in columns]:
+        raise DatasetError(
+            f"{table}: no column {' and no column '.join(missing)}, found {', '.join(columns)}; "
+            "expected path and label, or path and votes"
+        )
     records = []
     for number, row in enumerate(rows, 1):
         try:
@@ -216,35 +223,49 @@ def _table_records(table: Path) -> list[Record]:
     return records
 
 
-def _csv_rows(table: Path) -> list[dict[str, str]]:
+def _csv_rows(table: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Names of the columns, and rows by these names."""
     try:
         # utf-8-sig: spreadsheets write a byte order mark before the first column's name.
         with table.open(newline="", encoding="utf-8-sig") as file:
-            return [
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            return columns, [
                 {name: value for name, value in row.items() if name and isinstance(value, str)}
-                for row in csv.DictReader(file)
+                for row in reader
             ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{table}: not a CSV file in UTF-8 ({error})") from error
 
 
-def _parquet_rows(table: Path) -> list[dict[str, str]]:
+def _parquet_rows(table: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Likewise; what is no text, such as a list of numbers, as Python writes it."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise DatasetError(
             f"{table}: reading Parquet needs pyarrow (pip install pyarrow); or save it as CSV"
         ) from error
-    rows = parquet.read_table(table).to_pylist()
-    return [{n: str(value) for n, value in row.items() if value is not None} for row in rows]
+    try:
+        read = parquet.read_table(table)
+    except (ValueError, OSError) as error:  # pyarrow's errors are of these kinds
+        raise DatasetError(f"{table}: not a Parquet file ({error})") from error
+    return read.column_names, [
+        {n: str(value) for n, value in row.items() if value is not None} for row in read.to_pylist()
+    ]
 
 
 def _record(row: dict[str, str], folder: Path) -> Record:
     name, label = row.get("path", "").strip(), row.get("label", "").strip()
-    votes = {name: int(count) for name, count in VOTE.findall(row.get("votes", "")) if int(count)}
+    votes = _parse_votes(row.get("votes", ""))
     split = row.get("split", "").strip().lower()
     if not name or not (label or votes):
         raise ValueError("expected a path and a label, or votes such as happy=7 sad=3")
+    if label and votes and votes.get(label) != max(votes.values()):
+        raise ValueError(
+            f"label {label} is not the class with the most votes ({row['votes']}); expected the "
+            "same, or one of them alone"
+        )
     if split and split not in SPLITS:
         raise ValueError(f"split {split!r}; expected train, valid or test")
     return Record(
@@ -255,6 +276,16 @@ def _record(row: dict[str, str], folder: Path) -> Record:
         _parse_numbers(row, "box", BOX_NUMBERS),
         _parse_numbers(row, "landmarks", LANDMARK_NUMBERS),
     )
+
+
+def _parse_votes(text: str) -> dict[str, int]:
+    """Votes by class, those without any left out. Raises ValueError."""
+    votes = {}
+    for part in re.findall(r"[^\s,;]+", text):
+        if not (vote := VOTE.fullmatch(part)):
+            raise ValueError(f"votes {text!r}; expected CLASS=NUMBER, such as happy=7 sad=3")
+        votes[vote[1]] = int(vote[2])
+    return {name: count for name, count in votes.items() if count}
 
 
 def _parse_numbers(row: dict[str, str], column: str, count: int) -> tuple[float, ...]:
