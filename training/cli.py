@@ -6,19 +6,17 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
 from service.detector_int8 import RANGES
 from service.errors import ServiceError
-from training.augmentation import Augmentation
 from training.averaging import averaged
-from training.backbones import BACKBONES, CheckpointError
-from training.config import TrainingConfig
+from training.backbones import CheckpointError
 from training.datasets.records import PARTS, DatasetError
-from training.datasets.registry import DATASETS
+from training.datasets.registry import DATASETS, dataset_of
 from training.detector_ranges import measure_ranges
 from training.detectors import (
     DetectorError,
@@ -28,9 +26,10 @@ from training.detectors import (
     load_checkpoint,
 )
 from training.export import ExportError, ModelFacts
-from training.lan import FUSIONS
+from training.options import Parser, add_config, number, read_config, share
 from training.paper.commands import add_commands
 from training.pipeline import RunPaths, train_lan
+from training.places import PlaceError, exported_files, require_exportable, require_folder
 from training.preparation import PreparationError
 from training.release import (
     CALIBRATION_IMAGES,
@@ -40,10 +39,10 @@ from training.release import (
     release,
     release_int8,
 )
-from training.runs import load_run
+from training.runs import TrainedRun, load_run
 from training.throughput import measure_throughput
 from training.tracking import compare_runs
-from training.trainer import TrainingError
+from training.trainer import BEST, Trainer, TrainingError
 
 DETECTOR = Path("models/retinaface_mnet025.onnx")
 LICENCE = (
@@ -55,6 +54,7 @@ KNOWN_ERRORS = (
     DatasetError,
     DetectorError,
     ExportError,
+    PlaceError,
     PreparationError,
     TrainingError,
 )
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command of the training side."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = Parser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a LAN on a data set")
@@ -94,11 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--final", action="store_true", help="train on training + validation")
-    _add_config(train)
+    add_config(train)
 
     export = commands.add_parser("export", help="a run's best checkpoint -> ONNX with contract")
     export.set_defaults(run_command=_export)
-    _add_data(export)
+    _add_data(export, dataset=None)
     export.add_argument("--run", type=Path, required=True, help="folder of the run")
     export.add_argument(
         "--measured-by",
@@ -116,32 +116,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--balance",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="0..1",
         help="answer rare classes more often: 0 as trained, 1 as if all were equally frequent",
     )
     export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
+    export.add_argument("--overwrite", action="store_true", help="replace files that are there")
     export.add_argument("--name", help="the model's name (default: lan-BACKBONE-DATASET)")
     export.add_argument("--note", default="", help="a sentence for the card, on how it was trained")
     export.add_argument("--licence", help=f"of the weights (default: {LICENCE})")
 
-    evaluate = commands.add_parser("evaluate", help="an ONNX file on a split of a data set")
-    evaluate.set_defaults(run_command=_evaluate)
-    _add_data(evaluate)
-    evaluate.add_argument("--model", type=Path, required=True, help="ONNX file with contract")
-    evaluate.add_argument(
-        "--split",
-        choices=(*PARTS, "all"),
-        help="default: validation, or test where one's own data have no other; all: every image "
-        "of one's own",
-    )
-    evaluate.add_argument(
-        "--mirrored", action="store_true", help="average over each face and its mirror image"
-    )
-    evaluate.add_argument(
-        "--list", type=Path, help="only images on this list (RAN's pose or occlusion lists)"
-    )
+    _add_evaluate(commands)
     compare = commands.add_parser("compare", help="runs side by side: choices and results")
     compare.set_defaults(run_command=lambda options: print(compare_runs(options.runs)))
     compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
@@ -151,6 +137,25 @@ def build_parser() -> argparse.ArgumentParser:
     _add_throughput(commands)
     add_commands(commands, _add_data, _paths)
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser("evaluate", help="an ONNX file on a split of a data set")
+    parser.set_defaults(run_command=_evaluate)
+    _add_data(parser)
+    parser.add_argument("--model", type=Path, required=True, help="ONNX file with contract")
+    parser.add_argument(
+        "--split",
+        choices=(*PARTS, "all"),
+        help="default: validation, or test where one's own data have no other; all: every image "
+        "of one's own",
+    )
+    parser.add_argument(
+        "--mirrored", action="store_true", help="average over each face and its mirror image"
+    )
+    parser.add_argument(
+        "--list", type=Path, help="only images on this list (RAN's pose or occlusion lists)"
+    )
 
 
 def _add_quantise(commands: Any) -> None:  # noqa: ANN401
@@ -167,7 +172,7 @@ def _add_quantise(commands: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument(
         "--images",
-        type=_count,
+        type=number(int, 1),
         default=CALIBRATION_IMAGES,
         help="of the training split, to take the scales from (default: %(default)s)",
     )
@@ -217,15 +222,18 @@ def _add_throughput(commands: Any) -> None:  # noqa: ANN401
         "--images", type=int, default=0, help="measure on so many (default: all of the split)"
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON in place of words")
-    _add_config(parser)
+    add_config(parser)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, *, dataset: str | None = "ferplus") -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="the data set in its official layout"
     )
     parser.add_argument(
-        "--dataset", choices=tuple(DATASETS), default="ferplus", help="default: %(default)s"
+        "--dataset",
+        choices=tuple(DATASETS),
+        default=dataset,
+        help=f"default: {dataset or 'that of the run'}",
     )
     parser.add_argument(
         "--fold", type=int, default=0, help="KDEF: fold that is the test, 0 to 9 (default: 0)"
@@ -234,66 +242,33 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="shared cache")
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    """One option per plain field of the configuration, with its default."""
-    group = parser.add_argument_group("configuration")
-    choices = {
-        "backbone": tuple(BACKBONES),
-        "fusion": FUSIONS,
-        "attentive": ("smallest", "largest"),
-        "optimizer": ("adamw", "sgd"),
-        "precision": ("float32", "bfloat16"),
-    }
-    types = typing.get_type_hints(TrainingConfig)
-    for field in dataclasses.fields(TrainingConfig):
-        name = "--" + field.name.replace("_", "-")
-        if types[field.name] is bool:
-            group.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
-        elif field.name != "augmentation":
-            kind = types[field.name] if types[field.name] in (int, float) else str
-            allowed = choices.get(field.name)
-            group.add_argument(
-                name, type=kind, default=field.default, choices=allowed, help="default: %(default)s"
-            )
-    group = parser.add_argument_group("augmentation of training crops")
-    for field in dataclasses.fields(Augmentation):
-        name = "--augment-" + field.name.replace("_", "-")
-        group.add_argument(name, type=float, default=field.default, help="default: %(default)s")
-
-
-def _config(options: argparse.Namespace) -> TrainingConfig:
-    names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"augmentation"}
-    changes = {
-        f.name: getattr(options, f"augment_{f.name}") for f in dataclasses.fields(Augmentation)
-    }
-    chosen = {name: getattr(options, name) for name in names}
-    return TrainingConfig(**chosen, augmentation=Augmentation(**changes))
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
 def _train(options: argparse.Namespace) -> None:
     paths = _paths(options, run=options.run)
     paths = dataclasses.replace(
         paths, weights=options.weights, start=options.start, teachers=tuple(options.teacher)
     )
-    train_lan(_config(options), paths, resume=options.resume, final=options.final)
+    trainer = train_lan(read_config(options), paths, resume=options.resume, final=options.final)
+    if trainer.world.first:
+        print(_outcome(trainer, options))
+
+
+def _outcome(trainer: Trainer, options: argparse.Namespace) -> str:
+    """What a run came to, and the command that comes next."""
+    epoch = f"epoch {load_run(options.run).epoch}"
+    if not options.final:
+        epoch = f"best {epoch}, accuracy {100 * trainer.best:.2f}%"
+    words = ["export", "--data", options.data, "--run", options.run]
+    words += ["--fold", options.fold] if options.fold else []
+    words += ["--measured-by", "RUN"] if options.final else []
+    words += ["--output", f"models/{options.run.resolve().name}.onnx"]
+    command = shlex.join(map(str, words))
+    return f"{epoch}: {options.run / BEST}; next: python -m training {command}"
 
 
 def _export(options: argparse.Namespace) -> None:
+    require_exportable(options.output, overwrite=options.overwrite)
     run = load_run(options.run)
+    options.dataset = _dataset_of(run, options.dataset)
     paths = _paths(options, run=options.run)
     run_id = f"{options.run.name}, epoch {run.epoch}, commit {run.provenance['commit']}"
     name = options.name or f"lan-{run.config.backbone}-{options.dataset}"
@@ -318,6 +293,20 @@ def _export(options: argparse.Namespace) -> None:
         note=options.note,
     )
     print(told)
+    print(f"wrote {', '.join(map(str, exported_files(options.output)))}")
+
+
+def _dataset_of(run: TrainedRun, named: str | None) -> str:
+    """The data set that a run is measured on: its own."""
+    own = dataset_of(run.provenance["dataset"], run.provenance["protocol"])
+    if named and own and named != own:
+        raise ExportError(f"the run learnt from --dataset {own}, not {named}; leave --dataset out")
+    if not (named or own):
+        raise ExportError(
+            f"the run learnt from {run.provenance['dataset']}, which no data set here is called; "
+            "name the one to measure on with --dataset"
+        )
+    return named or own
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -359,12 +348,14 @@ def _throughput(options: argparse.Namespace) -> None:
     # What preparation tells is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         measured = measure_throughput(
-            _config(options), paths, seconds=options.seconds, images=options.images
+            read_config(options), paths, seconds=options.seconds, images=options.images
         )
     print(json.dumps(measured.as_dict()) if options.json else measured.text())
 
 
 def _paths(options: argparse.Namespace, *, run: Path) -> RunPaths:
+    for folder in (run, options.cache):
+        require_folder(folder)
     return RunPaths(
         data=options.data,
         weights=None,

@@ -206,6 +206,12 @@ def train_lan(
     if not resume and (paths.run / CHECKPOINT).exists():
         raise TrainingError(f"{paths.run} holds a run; go on with --resume, or name another --run")
     with joined_world() as world:
+        if world.first and not (paths.start or paths.weights):
+            print(
+                "warning: no --start and no --weights: the network begins with random weights, "
+                "and needs very many photos to learn from",
+                flush=True,
+            )
         with world.first_alone():
             train, validation, network, teachers, maps = _material(config, paths, final=final)
         provenance = provenance_of(train.split, paths, final=final)

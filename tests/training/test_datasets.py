@@ -18,7 +18,7 @@ from training.datasets.records import (
     part_of_training,
     require_files,
 )
-from training.datasets.registry import DATASETS, Choice, find_dataset
+from training.datasets.registry import DATASETS, Choice, dataset_of, find_dataset
 
 
 def picture(path: Path) -> Path:
@@ -345,6 +345,13 @@ def test_boxes_and_landmarks_stay_with_their_images() -> None:
     assert both.landmarks is None
     assert np.isnan(both.boxes[:3]).all()
     np.testing.assert_array_equal(both.boxes[3:], boxes[1:])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_runs_data_set_is_known_by_what_the_run_says(name: str) -> None:
+    dataset = DATASETS[name]
+    assert dataset_of(dataset.title, dataset.protocol_of(Choice(fold=3), final=True)) == name
+    assert not dataset_of("another", dataset.protocol)
 
 
 def test_the_registry_names_each_data_set(kdef_root: Path, tmp_path: Path) -> None:

@@ -218,10 +218,22 @@ def test_own_images_from_folders_to_a_served_model(
     own = ("--dataset", "folder")
     short = (*TRAINING[2:], "--epochs", "1", "--alpha", "0", "--balanced")
     printed = shop.call("train", "--run", str(shop.paths.run), *short, *own)
+    assert "warning: no --start and no --weights: the network begins with random" in printed
     assert "'unreadable': 1" in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("best epoch 1, accuracy ")
+    assert last.endswith(
+        f"{shop.paths.run}/best.pt; next: python -m training export "
+        f"--data {data} --run {shop.paths.run} --output models/run.onnx"
+    )
     assert f"unreadable, left out: {data / 'keen' / 'broken.jpg'}\n" in printed
     output = tmp_path / "own.onnx"
-    shop.call("export", "--run", str(shop.paths.run), "--output", str(output), *own)
+    export = ("export", "--run", str(shop.paths.run), "--output", str(output))
+    # The data set is the run's.
+    printed = shop.call(*export)
+    written = [output.with_suffix(suffix) for suffix in (".onnx", ".md", ".png")]
+    assert printed.endswith(f"wrote {', '.join(map(str, written))}\n")
+    assert all(path.stat().st_size for path in written)
     contract = ExpressionModel.load(output, SessionSettings("cpu")).contract
     assert contract.labels == ("bored", "keen")
     assert contract.name == "lan-mobilefacenet-folder"
@@ -239,6 +251,24 @@ def test_own_images_from_folders_to_a_served_model(
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: the model does not know neutral, happiness,")
     assert message.endswith("its classes are bored, keen")
+
+
+def test_an_export_is_replaced_when_asked_for(workshop: Workshop, tmp_path: Path) -> None:
+    output = tmp_path / "lan.onnx"
+    output.touch()
+    export = ("export", "--run", str(workshop.paths.run), "--output", str(output), "--overwrite")
+    workshop.call(*export)
+    assert ExpressionModel.load(output, SessionSettings("cpu")).contract.labels == LABELS
+
+
+def test_a_run_is_not_measured_on_another_data_set(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ("export", "--run", str(workshop.paths.run), "--output", str(tmp_path / "lan.onnx"))
+    with pytest.raises(AssertionError):
+        workshop.call(*export, "--dataset", "folder")
+    message = capsys.readouterr().err
+    assert "the run learnt from --dataset ferplus, not folder; leave --dataset out" in message
 
 
 def test_classes_are_matched_by_name(workshop: Workshop, tmp_path: Path) -> None:
@@ -368,6 +398,7 @@ def test_a_start_with_the_classes_in_another_order_keeps_its_classifier(
     run = tmp_path / "own"
     printed = shop.call("train", "--run", str(run), *options, "--start", start, "--teacher", start)
     assert "begins anew" not in printed
+    assert "warning: " not in printed
     own, theirs = load_run(run), load_run(workshop.paths.run)
     labels = own.provenance["labels"]
     assert labels == sorted(LABELS)
@@ -462,7 +493,7 @@ def test_a_final_run_is_measured_by_its_twin(workshop: Workshop, tmp_path: Path)
     told = workshop.call(*export, "--measured-by", str(workshop.paths.run))
     plain, facts = tmp_path / "plain.onnx", ModelFacts("twin", "run", "none")
     last = load_run(workshop.paths.run, after=2)
-    assert told.strip().endswith(release(last, workshop.paths, plain, facts).strip())
+    assert f"\n{release(last, workshop.paths, plain, facts)}\nwrote " in told
     own, twin = (ExpressionModel.load(p, SessionSettings("cpu")) for p in (output, plain))
     assert own.contract.temperature == twin.contract.temperature
     assert own.contract.validation_accuracy == twin.contract.validation_accuracy

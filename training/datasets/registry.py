@@ -115,6 +115,12 @@ DATASETS = {
 }
 
 
+def dataset_of(title: str, protocol: str) -> str:
+    """The name of the data set that a run's provenance tells of; "" where there is none such."""
+    alike = (n for n, d in DATASETS.items() if d.title == title and protocol.startswith(d.protocol))
+    return next(alike, "")
+
+
 def find_dataset(name: str) -> DataSet:
     """The data set called `name`. Raises DatasetError naming those that there are."""
     if name not in DATASETS:
