@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.expression import ExpressionModel
 from service.faces.alignment import head_pose
-from training.calibration import reliability
+from training.calibration import doubt, reliability
 from training.crops import CropDataset
 from training.evaluation import Evaluation
 from training.progress import progress
@@ -94,6 +94,8 @@ def report(model: ExpressionModel, evaluation: Evaluation, angles: NDArray[np.fl
         f"expected calibration error {100 * error:.2f}% "
         f"at temperature {model.contract.temperature:.3f}"
     )
+    if doubtful := doubt(model.contract.temperature):
+        lines.append(f"warning: {doubtful}")
     return "\n".join(lines)
 
 

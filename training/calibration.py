@@ -12,6 +12,7 @@ from service.expression import softmax
 from training.evaluation import Evaluation
 
 BINS = 15
+TEMPERATURES = (0.1, 10.0)
 
 
 def negative_log_likelihood(evaluation: Evaluation, temperature: float) -> float:
@@ -22,11 +23,25 @@ def negative_log_likelihood(evaluation: Evaluation, temperature: float) -> float
 
 
 def fit_temperature(evaluation: Evaluation) -> float:
-    """The temperature of the least negative log-likelihood, within 0.1 to 10."""
+    """The temperature of the least negative log-likelihood, within TEMPERATURES."""
     found = minimize_scalar(
-        lambda t: negative_log_likelihood(evaluation, float(t)), bounds=(0.1, 10), method="bounded"
+        lambda t: negative_log_likelihood(evaluation, float(t)),
+        bounds=TEMPERATURES,
+        method="bounded",
     )
     return float(found.x)
+
+
+def doubt(temperature: float) -> str:
+    """What is wrong with a fitted temperature, without a full stop; "" where nothing is."""
+    if not np.isclose(temperature, TEMPERATURES, rtol=1e-3).any():
+        return ""
+    least, most = TEMPERATURES
+    return (
+        f"the temperature lies at the end of the range searched ({least:g} to {most:g}): the "
+        "images that it was fitted on are too few, or their answers too much alike, to say how "
+        "sure the model should be"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from service.contract import ModelContract
 from service.expression import ExpressionModel
-from training.assessment import slices
-from training.calibration import coverage_curve, cross_fitted_error, reliability
+from training.assessment import POSE_DEGREES, slices
+from training.calibration import coverage_curve, cross_fitted_error, doubt, reliability
 from training.config import TrainingConfig
 from training.evaluation import Evaluation
 from training.runs import TrainedRun
@@ -64,7 +64,7 @@ def write_card(path: Path, assessment: Assessment, recipe: Recipe) -> None:
         f"![Reliability, confusion and coverage on the validation split]({picture.name})",
         "## Training\n\n" + _training(assessment, recipe),
         _licences(assessment.model.contract, recipe),
-        _intended_use(assessment.model.contract),
+        _intended_use(assessment),
     )
     path.write_text("\n\n".join(sections) + "\n")
 
@@ -126,7 +126,7 @@ def _accuracy(assessment: Assessment, recipe: Recipe) -> str:
         f"Confidence: expected calibration error {100 * error:.2f}% (15 bins) at temperature "
         f"{contract.temperature:.3f}, which was fitted on the same images; "
         f"{100 * cross_fitted_error(evaluation):.2f}% where each image's temperature was fitted "
-        "without it.",
+        f"without it.{_doubt(contract.temperature)}",
         "",
         "```sh",
         f"python -m training evaluate --dataset {recipe.dataset} --data DATA --model MODEL.onnx",
@@ -135,13 +135,18 @@ def _accuracy(assessment: Assessment, recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
+def _doubt(temperature: float) -> str:
+    doubtful = doubt(temperature)
+    return doubtful and f" Mind that {doubtful}."
+
+
 def _training(assessment: Assessment, recipe: Recipe) -> str:
     contract, config, origin = assessment.model.contract, recipe.run.config, recipe.run.provenance
     sentences = (
         f"{origin['training_images']:,} images",
         f"{contract.protocol[0].upper()}{contract.protocol[1:]}",
         *_targets(config),
-        f"Backbone from `{_backbone(origin)}`, all of it trained{_freezing(config)}",
+        f"Backbone from `{_backbone(origin)}`, {_trained(config, recipe.run.epoch)}",
         *_start(config, origin),
         *_guidance(config, origin),
         f"{config.optimizer} at a peak rate of {config.learning_rate:g}, batch "
@@ -202,16 +207,19 @@ def _targets(config: TrainingConfig) -> list[str]:
     return told
 
 
-def _freezing(config: TrainingConfig) -> str:
+def _trained(config: TrainingConfig, epoch: int) -> str:
+    """What of the backbone had learnt up to the epoch that was exported."""
+    layers = f"its layers before `{config.freeze_before}`"
     spans = []
     if config.freeze_epochs:
         spans.append(f"for the first {config.freeze_epochs} epochs")
-    if config.freeze_from:
+    if 0 < config.freeze_from < epoch:
         spans.append(f"after epoch {config.freeze_from}")
     if not config.freeze_before or not spans:
-        return ""
-    layers = f"the backbone's layers before `{config.freeze_before}`"
-    return f"; {layers} were frozen {' and '.join(spans)}"
+        return "all of it trained"
+    if config.freeze_epochs >= epoch:
+        return f"trained but for {layers}, which stayed as they were"
+    return f"all of it trained; {layers} were frozen {' and '.join(spans)}"
 
 
 def _start(config: TrainingConfig, origin: dict[str, Any]) -> list[str]:
@@ -261,7 +269,21 @@ def _licences(contract: ModelContract, recipe: Recipe) -> str:
     return "\n".join(("## Licence", "", "| what | terms |", "| --- | --- |", *lines))
 
 
-def _intended_use(contract: ModelContract) -> str:
+def _on_turned_heads(assessment: Assessment) -> str:
+    """What the table says of them."""
+    whole, *turned = slices(assessment.evaluation, assessment.angles)
+    if not turned:
+        return (
+            f"No head here was turned by more than {POSE_DEGREES[0]} degrees: how much accuracy "
+            "falls as heads turn was not measured."
+        )
+    if min(part.accuracy for part in turned) < whole.accuracy:
+        return "Accuracy falls as heads turn; the table says how far."
+    return f"Of turned heads there were {turned[0].images} alone: they may be harder than it seems."
+
+
+def _intended_use(assessment: Assessment) -> str:
+    contract = assessment.model.contract
     unknown = f"those of {contract.dataset}", "its labellers would most likely call", ()
     pictures, called, _ = PICTURES.get(contract.dataset, unknown)
     return f"""## Intended use
@@ -276,7 +298,7 @@ Research on facial expressions in photos, and tools whose users know what the nu
 - The training pictures are {pictures}; how ages, skin tones and cultures
   are represented in them is unknown, and so is how accuracy differs between them.
 - Rare classes have few training images: read the recall table before you rely on one.
-- Accuracy falls as heads turn; the table says how far."""
+- {_on_turned_heads(assessment)}"""
 
 
 def draw_figures(path: Path, assessment: Assessment) -> None:

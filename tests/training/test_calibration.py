@@ -13,6 +13,7 @@ from tests.training.made_up import coloured_split, enliven, fitted, tiny_lan
 from training.calibration import (
     coverage_curve,
     cross_fitted_error,
+    doubt,
     fit_temperature,
     negative_log_likelihood,
     reliability,
@@ -88,6 +89,14 @@ def test_the_fitted_temperature_is_the_most_likely() -> None:
     likelihood = negative_log_likelihood(evaluation, best)
     for other in (0.5 * best, 0.9 * best, 1.1 * best, 2 * best):
         assert negative_log_likelihood(evaluation, other) > likelihood
+
+
+@pytest.mark.parametrize(("right", "temperature"), [(True, 0.1), (False, 10.0)])
+def test_a_temperature_at_the_end_of_its_range_is_doubted(right: bool, temperature: float) -> None:
+    fitted = fit_temperature(confident(0.75, [right] * 6))
+    assert fitted == pytest.approx(temperature, rel=1e-3)
+    assert "lies at the end of the range searched (0.1 to 10)" in doubt(round(fitted, 4))
+    assert not doubt(fit_temperature(answers(2_000, 1.7)))
 
 
 def test_negative_log_likelihood_of_one_answer() -> None:

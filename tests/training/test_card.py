@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.expression import ExpressionModel
 from service.runtime import SessionSettings
@@ -18,6 +21,21 @@ from training.export import export_onnx
 from training.runs import TrainedRun
 
 
+RIGHT = Evaluation(np.eye(8, dtype=np.float32)[np.arange(40) % 8] + 0.1, np.arange(40) % 8)
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What was measured: 40 images, all answered rightly, of no turned head."""
+
+    evaluation: Evaluation = RIGHT
+    angles: NDArray[np.float64] = field(default_factory=lambda: np.zeros(40))
+    temperature: float = 1.25
+
+
+FIGURES = Figures()
+
+
 def card(
     folder: Path,
     *,
@@ -26,24 +44,28 @@ def card(
     config: TrainingConfig,
     weights: str,
     start: str = "",
+    figures: Figures = FIGURES,
 ) -> str:
     """The card of a made-up network."""
     network = enliven(tiny_lan(8, fusion=config.fusion))
     contract = contract_for(network, config).model_copy(
-        update={"dataset": title, "protocol": "seven classes; training", "licence": "mine"}
+        update={
+            "dataset": title,
+            "protocol": "seven classes; training",
+            "licence": "mine",
+            "temperature": figures.temperature,
+        }
     )
     path = folder / "model.onnx"
     export_onnx(network, contract, path)
     model = ExpressionModel.load(path, SessionSettings("cpu"))
-    classes = np.arange(40) % 8
-    logits = np.eye(8, dtype=np.float32)[classes] + 0.1
     run = TrainedRun(
         network,
         config,
         {"labels": list(LABELS), "training_images": 1234, "weights": weights, "start": start},
         2,
     )
-    assessment = Assessment(model, Evaluation(logits, classes), np.zeros(40))
+    assessment = Assessment(model, figures.evaluation, figures.angles)
     write_card(folder / "model.md", assessment, Recipe(run, None, None, dataset))
     return " ".join((folder / "model.md").read_text().split())
 
@@ -76,6 +98,61 @@ def test_a_start_with_its_own_backbone_is_named(tmp_path: Path) -> None:
     assert "Backbone from `shipped.onnx`" in text
     assert "features of the network that it started from (`shipped.onnx`)" in text
     assert "| network that it started from (shipped.onnx) | its own |" in text
+
+
+def own_card(folder: Path, **changes: Any) -> str:  # noqa: ANN401
+    given = {"config": TrainingConfig(), "weights": "random", **changes}
+    return card(folder, dataset="folder", title="own images", **given)
+
+
+@pytest.mark.parametrize(
+    ("freezing", "said"),
+    [
+        ({}, "Backbone from `random`, all of it trained."),
+        # Of 14 epochs the second is exported.
+        (
+            {"freeze_epochs": 5},
+            "trained but for its layers before `res_5_block0`, which stayed as they were.",
+        ),
+        (
+            {"freeze_epochs": 1},
+            "trained; its layers before `res_5_block0` were frozen for the first 1 epochs.",
+        ),
+        ({"freeze_from": 1}, "its layers before `res_5_block0` were frozen after epoch 1."),
+        ({"freeze_from": 2}, "Backbone from `random`, all of it trained."),
+    ],
+)
+def test_what_was_frozen_is_what_was_so_up_to_the_exported_epoch(
+    tmp_path: Path, freezing: dict[str, int], said: str
+) -> None:
+    config = TrainingConfig(freeze_before="res_5_block0" if freezing else "", **freezing)  # type: ignore[arg-type]
+    assert said in own_card(tmp_path, config=config)
+
+
+def test_of_turned_heads_the_card_says_what_was_measured(tmp_path: Path) -> None:
+    assert "No head here was turned by more than 30 degrees: how much" in own_card(tmp_path)
+    angles = np.where(np.arange(40) < 3, 50.0, 0.0)
+    right = own_card(tmp_path, figures=Figures(angles=angles))
+    assert "Of turned heads there were 3 alone: they may be harder than it seems." in right
+    logits = RIGHT.logits.copy()
+    logits[0] = np.roll(logits[0], 1)
+    evaluation = Evaluation(logits, RIGHT.classes)
+    wrong = own_card(tmp_path, figures=Figures(evaluation, angles))
+    assert "Accuracy falls as heads turn; the table says how far." in wrong
+
+
+def test_a_doubtful_temperature_is_told(tmp_path: Path) -> None:
+    doubtful = "Mind that the temperature lies at the end of the range searched (0.1 to 10)"
+    assert doubtful in own_card(tmp_path, figures=Figures(temperature=0.1))
+    assert "Mind that" not in own_card(tmp_path)
+
+
+def test_classes_without_images_are_not_measured(tmp_path: Path) -> None:
+    kept = RIGHT.classes < 7
+    figures = Figures(RIGHT.subset(kept), np.zeros(kept.sum()))
+    text = own_card(tmp_path, figures=figures)
+    assert "| disgust | 5 | 100.0% |" in text
+    assert "| contempt | 0 | not measured |" in text
 
 
 @pytest.mark.parametrize(
