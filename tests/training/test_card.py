@@ -20,7 +20,6 @@ from training.evaluation import Evaluation
 from training.export import export_onnx
 from training.runs import TrainedRun
 
-
 RIGHT = Evaluation(np.eye(8, dtype=np.float32)[np.arange(40) % 8] + 0.1, np.arange(40) % 8)
 
 
