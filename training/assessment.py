@@ -86,8 +86,8 @@ def report(model: ExpressionModel, evaluation: Evaluation, angles: NDArray[np.fl
     lines.append("recall: " + ", ".join(f"{name} {100 * r:.1f}%" for name, r in found.items()))
     if absent := [name for name in recalls if name not in found]:
         lines.append(
-            f"no image of {', '.join(absent)}: mean recall is over the other {len(found)} classes, "
-            "and an answer of a class without images counts as wrong"
+            f"no image of {', '.join(absent)}: mean recall is over {len(found)} of {len(recalls)} "
+            "classes, and an answer of a class without images counts as wrong"
         )
     error = reliability(evaluation, model.contract.temperature).error
     lines.append(

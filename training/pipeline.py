@@ -154,10 +154,10 @@ def _images(dataset: CropDataset) -> Iterator[Tensor]:
 def load_splits(config: TrainingConfig, paths: RunPaths, *, final: bool) -> tuple[Split, Split]:
     """Training and validation splits of the data set; `final` trains on both together."""
     dataset = find_dataset(paths.dataset)
-    # Measured images have a hard label, whatever is learnt from.
-    validation = dataset.load(paths.data, "validation", Choice(fold=paths.fold))
     choice = Choice(majority_only=config.majority_only, fold=paths.fold)
     train = dataset.load(paths.data, "final" if final else "train", choice)
+    # Measured images have a hard label, whatever is learnt from.
+    validation = dataset.load(paths.data, "validation", Choice(fold=paths.fold))
     return (train if config.soft_labels else train.hardened()), validation
 
 

@@ -87,6 +87,9 @@ def test_images_to_measure_on_may_be_all_that_there_are(
     assert (len(split), split.labels) == (3, ("happy", "sad"))
     with pytest.raises(DatasetError, match=f"train/ is missing, every image is for {part};"):
         load_split(tmp_path, "train")
+    if part == "test":
+        with pytest.raises(DatasetError, match="for the validation split, every image is for test"):
+            load_split(tmp_path, "validation")
 
 
 def test_a_folder_called_test_beside_classes_is_a_class(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def _why_empty(root: Path, records: Sequence[Record], part: Part) -> str:
     if part in ("test", "all") or given & {"", "train"}:
         return f"no image with a label for the {part} split"
     missing = "no row has split train" if root.is_file() else "train/ is missing"
+    if part == "validation":
+        missing = "no image with a label for the validation split"
     return f"{missing}, every image is for {' or '.join(sorted(given))}"
 
 
