@@ -53,8 +53,8 @@ def recover(path: Path) -> RecoveredModel:
         raise CheckpointError(f"{path}: not an ONNX file ({error})") from error
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise CheckpointError(
-            f"{path}: is in 8-bit integers, which nothing can be learnt from; name the float32 "
-            "file that it was made from (X.onnx for X.int8.onnx)"
+            f"{path}: is the 8-bit file; name the float32 one that it was made from "
+            "(X.onnx for X.int8.onnx)"
         )
     backbone = load_backbone(contract.backbone, None)
     network = Lan(backbone, len(contract.labels), fusion=contract.fusion).eval()

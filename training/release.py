@@ -86,7 +86,7 @@ def _measured_on(paths: RunPaths, part: Part, images: int) -> str:
         part, f"the {part} split"
     )
     if part == "validation" and not given["validation"]:
-        split += " (a fifth of each class; evaluate --split all takes every image)"
+        split += " (a fifth of each class)"
     return f"measured on {images} of {given.total()} images, {split}\n"
 
 
@@ -188,6 +188,10 @@ def evaluate_file(
     split = arranged(split, model.contract.labels)
     crops, angles = crops_of(split, paths, model.contract.input_size)
     measured = report(model, assess(model, crops, mirrored=mirrored), angles)
+    if paths.dataset == "folder" and part == "validation":
+        measured += (
+            "\n--split all measures on every image: for a model that learnt from none of them"
+        )
     return found + _measured_on(paths, part, len(crops)) + measured
 
 
