@@ -89,13 +89,15 @@ class Access:
             raise TooManyImagesError(
                 f"This API key may send at most {most} photos at a time; the call has {images}."
             )
-        for limit in self._limits:
-            if not await self._limiter.hit(limit, name, cost=images):
+        for limit in self._limits:  # what one of them refuses is not counted by the others
+            if not await self._limiter.test(limit, name, cost=images):
                 reset = (await self._limiter.get_window_stats(limit, name)).reset_time
                 raise RateLimitedError(
                     f"This API key may send photos at this rate: {limit}.",
                     retry_after_seconds=max(1, math.ceil(reset - time.time())),
                 )
+        for limit in self._limits:
+            await self._limiter.hit(limit, name, cost=images)
 
 
 def _keys_of(settings: Settings) -> list[NamedKey]:

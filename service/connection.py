@@ -41,6 +41,7 @@ HEAD_SLACK_BYTES = 64 * 1024
 # Of a body's framing: a body in chunks of a few bytes costs more work than it carries.
 MAX_FRAMING_BYTES = 1024 * 1024
 MAX_PIPELINED = 16
+MAX_UNREAD_BYTES = 64 * 1024  # of refusals
 MAX_ADDRESS_BYTES = 65_535  # that the parser of addresses takes
 # How long a connection takes bytes after it has said that it sends no more.
 LINGER_SECONDS = 2.0
@@ -142,6 +143,7 @@ class Connection(HttpToolsProtocol):
         self._message_complete = True
         self._bytes_beside_body = 0
         self._body_bytes = 0
+        self._at_once = 0  # refusals since the last bytes came
         self._unwanted = 0  # bytes still to come of a body that was turned away unparsed
         self._broken: ProblemError | None = None
         self._unsent = 0
@@ -211,6 +213,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        self._at_once = 0
         if self._leaving or self._broken is not None or self in self._config.turned_away:
             return
         if self._shedder is not None and not (data := self._shed(self._shedder, data)):
@@ -227,6 +230,8 @@ class Connection(HttpToolsProtocol):
         while data:
             head_bytes = 0
             if not self._unwanted:
+                if self._leaving:
+                    return b""
                 if (refused := self._refusable(shedder, data)) is None:
                     return data
                 plain, reply = refused
@@ -293,7 +298,9 @@ class Connection(HttpToolsProtocol):
         self._wait(self._limits.head_seconds, self._late_head)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, without the white space that may end its line."""
+        """One header, without the white space that may end its line; trailers are passed over."""
+        if not self._in_head:
+            return
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
@@ -390,6 +397,10 @@ class Connection(HttpToolsProtocol):
         """Answer a request's head in the app's place; the body that follows is discarded."""
         if not isinstance(self.cycle, _Answered):
             self.cycle = _Answered()  # type: ignore[assignment]
+        # Refusals are cheap, but kept they take more than what they answer: a client that asks on
+        # without reading them is told no more.
+        self._at_once += 1
+        stays &= self._at_once <= MAX_PIPELINED and self.unsent_bytes <= MAX_UNREAD_BYTES
         dated = self.server_state.default_headers
         self._replies.flush()  # of earlier requests
         self.transport.write(reply.to(request_id, dated, close=not stays))

@@ -18,12 +18,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from service.errors import (
     EmptyBodyError,
@@ -43,6 +44,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
 _STRIP_PIXELS = 1 << 20
+_LEAST_BITS = {"1": 1, "L": 2, "P": 2}  # of a pixel or of one of its colours, by Pillow's mode
 _USUAL_TILE_PIXELS = 1 << 20  # four times those of the largest tiles that are common
 _JPEG_QUALITY = 90
 _WEBP_FLAGS = {
@@ -50,6 +52,7 @@ _WEBP_FLAGS = {
     "RGBA": cv2.IMREAD_UNCHANGED,
 }
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+_PNG_MAX_SIDE = 1_000_000  # libpng's PNG_USER_WIDTH_MAX
 
 # What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
 # its plugins let through whatever their parsing of nonsense runs into.
@@ -166,14 +169,16 @@ def from_pillow(image: Image.Image, limits: ImageLimits) -> DecodedImage:
 def encode_image(pixels: NDArray[np.uint8], media_type: str) -> bytes:
     """Encode [H, W, 3] uint8 RGB as "image/png" (fast compression) or "image/jpeg" (quality 90).
 
-    Raises ImageTooLargeError where a side is longer than a JPEG can hold, ValueError for another
-    media type.
+    Raises ImageTooLargeError where a side is longer than the format can hold, ValueError for
+    another media type.
     """
     parameters: list[int] = []
     if media_type == "image/png":
         # OpenCV's default (level 1, run lengths, one filter) is its fastest: naming even the same
         # level makes it try every filter, for twice the time and no smaller file.
         suffix = ".png"
+        if max(pixels.shape) > _PNG_MAX_SIDE:
+            raise ImageTooLargeError(f"A PNG is written up to {_PNG_MAX_SIDE} pixels a side.")
     elif media_type == "image/jpeg":
         suffix = ".jpg"
         parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
@@ -214,6 +219,7 @@ def _decode(
         admit = None  # it was asked
     with Image.open(BytesIO(data), formats=[image_format]) as image:
         _check_pixels(image.width, image.height, max_pixels)
+        _check_tiles(image)
         tile_pixels = _check_tile(image, max_pixels)
         frames = header.frames or _frame_count(image, image_format)
         if admit is not None:
@@ -255,6 +261,26 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels; at most {max_pixels} in all are accepted."
         )
+
+
+def _check_tiles(image: ImageFile.ImageFile) -> None:
+    """Hold the parts of a picture (a TIFF's strips or tiles) to what there is of it.
+
+    Pillow decodes each, also where it covers what others have covered, and reads no more of it at a
+    time than up to where the next one begins, so parts may not overlap in the file.
+    """
+    parts = sorted(image.tile, key=lambda part: part.offset)
+    sizes = [
+        (right - left) * (lower - top)
+        for left, top, right, lower in (part.extents or (0, 0, 0, 0) for part in parts)
+    ]
+    # Each colour may have parts of its own, those that Pillow leaves out included.
+    if sum(sizes) > image.width * image.height * (len(image.getbands()) + 2):
+        raise ValueError("strips or tiles that cover the image several times")
+    bits = _LEAST_BITS.get(image.mode, 8)
+    for (part, following), size in zip(pairwise(parts), sizes, strict=False):
+        if 0 < following.offset - part.offset < size * bits // 8:
+            raise ValueError("strips or tiles that overlap")
 
 
 def _check_tile(image: Image.Image, max_pixels: int) -> int:

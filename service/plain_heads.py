@@ -22,7 +22,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,12})\r\n")
 _KEEPS_ALIVE = b"\r\nconnection: keep-alive\r\n"
 # What changes how a request is read or answered is for the parser.
 _MEANS_MORE = re.compile(
-    rb"\r\n(?:connection|expect|keep-alive|te|trailer|transfer-encoding|upgrade|x-request-id):"
+    rb"\r\n(?:(?:proxy-)?connection|expect|keep-alive|te|trailer|transfer-encoding|upgrade|x-request-id):"
 )
 _ONCE = (b"\r\nhost:", b"\r\ncontent-length:")
 

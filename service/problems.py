@@ -22,6 +22,7 @@ from service.schemas import FieldProblem, PredictOptions, Problem
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:problem-type:lan-fer:"
 MAX_ECHO = 80
+MAX_TOLD = 8  # of the faults of one request
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,11 @@ async def answer_problem(request: Request, error: Exception) -> Response:
 
 async def _answer_invalid_options(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields = [field_problem(e) for e in error.errors()]
+    errors = error.errors()
+    fields = [field_problem(e) for e in errors[:MAX_TOLD]]
     detail = "; ".join(f"{field.location}: {field.message}" for field in fields)
+    if len(errors) > MAX_TOLD:
+        detail += f"; and {len(errors) - MAX_TOLD} more"
     return problem_response(request, InvalidOptionError(detail), fields=fields)
 
 

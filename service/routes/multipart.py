@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 MAX_OTHER_FIELDS = 8
 MAX_OTHER_FIELD_BYTES = 4096
+# The parser takes what is no file byte by byte, in Python, and begins anew at each boundary that
+# turns out to be none.
+MAX_BETWEEN_BYTES = 64 * 1024
+MAX_FALSE_BOUNDARIES = 1000
 
 
 class FormFiles:
@@ -27,9 +31,13 @@ class FormFiles:
         """
         # Apart from the parser that calls it: in a ring, a photo would stay until it is collected.
         self._parts = _Parts(field, most, hint)
+        self._bytes = self._boundaries = 0
+        self._most = most + MAX_OTHER_FIELDS
+        self._most_between = MAX_BETWEEN_BYTES + 1024 * self._most
         _, parameters = parse_options_header(content_type)
         try:
-            self._parser = MultipartParser(parameters[b"boundary"], self._parts.callbacks())
+            self._boundary = parameters[b"boundary"]
+            self._parser = MultipartParser(self._boundary, self._parts.callbacks())
         except KeyError as error:
             raise _malformed("Its Content-Type names no boundary.") from error
         except FormParserError as error:
@@ -46,6 +54,12 @@ class FormFiles:
             self._parser.write(piece)
         except FormParserError as error:
             raise _malformed("Its parts can't be told apart.") from error
+        self._bytes += len(piece)
+        if self._bytes - self._parts.data_bytes > self._most_between:
+            raise _malformed(f"More than {self._most_between} bytes of it are in no part.")
+        self._boundaries += piece.count(b"--" + self._boundary)
+        if self._boundaries > MAX_FALSE_BOUNDARIES + self._most:
+            raise _malformed("Its boundary occurs within its parts.")
 
     def finish(self) -> list[bytes]:
         """The files, in order. Raises MalformedRequestError where the body is cut."""
@@ -63,6 +77,7 @@ class _Parts:
         self.are_whole = False
         self._field = field
         self._most, self._hint = most, hint
+        self.data_bytes = 0  # of all parts
         self._file_count = self._other_count = 0
         self._begin()
 
@@ -114,6 +129,7 @@ class _Parts:
         if self._is_kept:
             self._kept.write(memoryview(data)[start:end])
         self._bytes += end - start
+        self.data_bytes += end - start
         if not self._is_file and self._bytes > MAX_OTHER_FIELD_BYTES:
             raise _malformed(
                 f"A field of the form has more than {MAX_OTHER_FIELD_BYTES} bytes. An image needs "

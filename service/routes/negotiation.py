@@ -14,11 +14,17 @@ ReplyType = Literal["image/png", "image/jpeg", "application/json"]
 OFFERED: tuple[ReplyType, ...] = get_args(ReplyType)
 
 
+# To parse a longer one would take time that grows with its square.
+MAX_ACCEPT_BYTES = 1000
+
+
 @lru_cache(maxsize=16)  # of most clients; a header may be long
 def reply_type(accept: str | None, offered: tuple[ReplyType, ...] = OFFERED) -> ReplyType:
     """The best of `offered` for an Accept header. Raises NotAcceptableError where there is none."""
     if not accept:
         return "application/json"
+    if len(accept) > MAX_ACCEPT_BYTES:
+        raise NotAcceptableError(f"Accept has more than {MAX_ACCEPT_BYTES} bytes.")
     try:
         best = best_match(offered, accept)
     except MimeTypeParseException:
