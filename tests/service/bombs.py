@@ -93,6 +93,27 @@ def tiff_strips() -> bytes:
     return head.ljust(200 + 4 * count, b"\1")
 
 
+def strips_over(side: int, rows: int, offsets: list[int]) -> bytes:
+    """A picture of black and white, uncompressed: strips of so many rows at these offsets."""
+    body = bytes(side * side // 8 + len(offsets))
+    table = 8 + len(body)
+    arrays = b"".join(struct.pack("<I", 8 + offset) for offset in offsets)
+    tags = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 1), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, len(offsets), table), (277, 3, 1, 1), (278, 4, 1, rows)]
+    tags += [(279, 4, len(offsets), table)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", table + len(arrays))
+    return head + body + arrays + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def tiff_strips_over_one_another() -> bytes:
+    return strips_over(8000, 4000, [4_000_000 * (strip % 2) + strip for strip in range(20)])
+
+
+def tiff_strips_a_byte_apart() -> bytes:
+    return strips_over(4000, 2000, [0, 1])
+
+
 def tiff_tile() -> bytes:
     """An image of 16 by 16 pixels in one tile of 64 million, 16 bits a colour."""
     side = 7984
@@ -135,6 +156,13 @@ def jpeg_scans() -> bytes:
     data = encoded(rgb(1024, 1024), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")
     return data[:start] + data[start:-2] * 2000 + data[-2:]
+
+
+def jpeg_scans_of_a_large_picture() -> bytes:
+    """Fewer than a small picture may have."""
+    data = encoded(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * 60 + data[-2:]
 
 
 def jpeg_scans_behind_a_comment() -> bytes:
@@ -227,6 +255,15 @@ def bmp_runs() -> bytes:
     return bytes(data[:start]) + b"\x01\x07" * (4 * MEGABYTE)
 
 
+def bmp_of_empty_rows() -> bytes:
+    """Each of 8000 rows ends at once, and Pillow fills it up byte by byte."""
+    data = bytearray(encoded(Image.fromarray(np.zeros((16, 16), np.uint8)), "BMP"))
+    struct.pack_into("<ii", data, 18, 8000, 8000)
+    data[30] = 1
+    start = struct.unpack_from("<I", data, 10)[0]
+    return bytes(data[:start]) + b"\x01\x05\0\0" * 8000
+
+
 PIXELS: tuple[Callable[[], bytes], ...] = (
     png_of_400_megapixels,
     jpeg_of_4_gigapixels,
@@ -237,6 +274,8 @@ PIXELS: tuple[Callable[[], bytes], ...] = (
 REFUSED: tuple[Callable[[], bytes], ...] = (
     tiff_entries,
     tiff_strips,
+    tiff_strips_over_one_another,
+    tiff_strips_a_byte_apart,
     tiff_tile,
     jpeg_exif,
     jpeg_exif_in_pieces,
@@ -245,6 +284,7 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     jpeg_padding,
     jpeg_junk,
     jpeg_scans,
+    jpeg_scans_of_a_large_picture,
     jpeg_scans_behind_a_comment,
     jpeg_scans_behind_a_reserved_marker,
     png_chunks,
@@ -256,6 +296,7 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     gif_comment,
     gif_blocks,
     bmp_runs,
+    bmp_of_empty_rows,
 )
 # The picture is sound; what is said about it is not, and is left unread.
 READ: tuple[Callable[[], bytes], ...] = (png_exif, png_exif_as_text, webp_exif)

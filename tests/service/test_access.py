@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -89,6 +90,22 @@ def test_a_photo_for_which_there_is_no_room_does_not_count(
         assert asking(client, portrait_jpeg, **{"X-API-Key": OLD}).status_code == 200
         refused = asking(client, portrait_jpeg, **{"X-API-Key": OLD})
         assert_problem(refused, 429, "rate-limited")
+
+
+@pytest.mark.parametrize("rates", ["12/day;3/second", "3/second;12/day"])
+def test_what_one_limit_refuses_is_not_counted_by_another(rates: str) -> None:
+    async def spend_in_a_burst() -> int:
+        access = Access.load(load_settings(api_keys=KEYS, rate_limit=rates))
+        allowed = 0
+        for _ in range(12):
+            with suppress(RateLimitedError):
+                await access.spend("app")
+                allowed += 1
+        await asyncio.sleep(2)
+        await access.spend("app", 3)
+        return allowed
+
+    assert asyncio.run(spend_in_a_burst()) < 12
 
 
 def test_a_request_of_many_images_counts_as_many() -> None:

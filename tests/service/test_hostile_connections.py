@@ -298,6 +298,20 @@ def test_a_flood_of_such_wishes_is_cut_off(serve: Serve, caplog: pytest.LogCaptu
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def test_trailers_are_no_headers(server: RunningServer) -> None:
+    """Those of one request would else be those of the next, which came with it."""
+    chunked = (
+        b"POST /predict HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"1\r\nx\r\n0\r\nX-Request-ID: from-trailer\r\nHost: another\r\n\r\n"
+    )
+    with connected(server) as connection:
+        connection.sendall(chunked + LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        reply = read_all(connection)
+    assert reply.count("HTTP/1.1 ") == 2
+    assert reply.count("HTTP/1.1 200 OK") == 1
+    assert "from-trailer" not in reply
+
+
 # --- addresses ----------------------------------------------------------------------------------
 
 

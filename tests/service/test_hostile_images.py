@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
+import tifffile
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from service.errors import ImageTooLargeError, InvalidImageError
@@ -100,6 +102,32 @@ def test_kinds_that_take_twice_the_memory_count_twice() -> None:
         admitted: list[int] = []
         assert decode_image(data, LIMITS, admit=admitted.append).pixels.shape == (20, 24, 3)
         assert admitted == [factor * 20 * 24]
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("tile", [None, (64, 32)])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_honest_strips_and_tiles_are_read(
+    planes: str, tile: tuple[int, int] | None, compression: str | None
+) -> None:
+    pixels = np.asarray(rgb(height=150, width=170))
+    stored = np.moveaxis(pixels, 2, 0) if planes == "separate" else pixels
+    tifffile.imwrite(
+        file := BytesIO(),
+        stored,
+        photometric="rgb",
+        planarconfig=planes,
+        tile=tile,
+        rowsperstrip=None if tile else 16,
+        compression=compression,
+    )
+    np.testing.assert_array_equal(decode_image(file.getvalue(), LIMITS).pixels, pixels)
+
+
+def test_a_small_picture_may_have_many_scans() -> None:
+    data = encoded(rgb(64, 64).convert("L"), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    read_header(data[:start] + data[start:-2] * 60 + data[-2:], "JPEG")
 
 
 def tiled_tiff(side: int, tile: int) -> bytes:

@@ -296,6 +296,15 @@ def test_jpeg_keeps_the_colours_in_their_order() -> None:
 def test_what_cannot_be_encoded_is_said() -> None:
     with pytest.raises(ValueError, match="image/webp"):
         encode_image(picture(), "image/webp")
+
+
+@pytest.mark.parametrize(
+    ("media_type", "longest"), [("image/png", 1_000_000), ("image/jpeg", 65_500)]
+)
+def test_a_picture_too_long_for_its_format_is_told_so(media_type: str, longest: int) -> None:
+    assert encode_image(np.zeros((1, longest, 3), np.uint8), media_type)
+    with pytest.raises(ImageTooLargeError, match=str(longest)):
+        encode_image(np.zeros((1, longest + 1, 3), np.uint8), media_type)
     with pytest.raises(ImageTooLargeError, match="image/png"):
         encode_image(np.zeros((1, 65_501, 3), np.uint8), "image/jpeg")
 

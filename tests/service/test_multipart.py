@@ -72,6 +72,23 @@ def test_what_is_wrong_with_a_body_is_said(body: bytes, says: str) -> None:
         read(body)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (part("file", b"x") + b"--limit; 1" + b" " * 10**6, "in no part"),
+        (b"\r\n" * 10**5, "in no part"),
+        (part("file", b"x") + b"--limit; 1--\r\n" + b"an epilogue" * 10**4, "in no part"),
+        (part("file", b"\r\n--limit; 1!" * 2000) + b"--limit; 1--\r\n", "within its parts"),
+    ],
+)
+def test_a_form_of_hardly_any_photo_is_not_parsed_to_its_end(body: bytes, says: str) -> None:
+    """The parser takes what is no photo byte by byte, in Python."""
+    form = FormFiles(TYPE, "file", most=1)
+    with pytest.raises(MalformedRequestError, match=says):  # noqa: PT012
+        for start in range(0, len(body), 1000):
+            form.write(body[start : start + 1000])
+
+
 def test_a_form_is_gone_as_soon_as_nobody_needs_it() -> None:
     """In a ring of references its photo would stay until the next collection."""
     gc.disable()

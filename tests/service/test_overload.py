@@ -4,9 +4,11 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
+import service.connection as connection_module
 from service.budgets import ByteBudget, NoRoomError, PixelBudget
 from service.errors import OverloadedError
 from service.expression import ExpressionModel
@@ -21,6 +23,7 @@ from tests.service.holding import (
     grey_photo,
     queued_images,
     raw_request,
+    read_all,
 )
 from tests.service.serving import (
     PATIENCE_SECONDS,
@@ -101,6 +104,30 @@ def test_photos_turned_away_on_one_connection_leave_it_in_order(
     assert replies.count(b"x-request-id: mine") == 2
     held.gate.set()
     assert first().status_code == 200
+
+
+@pytest.mark.parametrize("line", ["", "X-Request-ID: mine\r\n"])
+def test_refusals_that_nobody_reads_are_not_kept(serve: Serve, line: str) -> None:
+    """Told to heads that need no parser, and to others."""
+    server = serve(max_in_flight_images=1)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\n{line}Content-Length: 0\r\n\r\n".encode()
+    with server.state.lifecycle.admit_image():
+        with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+            connection.sendall(head * 1000)
+            reply = read_all(connection)
+        # In pieces that hold few enough, to a client that reads nothing.
+        with socket.create_connection(server.address, timeout=PATIENCE_SECONDS) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(0.5)
+            sent = 0
+            with suppress(OSError):
+                while sent < 100_000:
+                    connection.sendall(head * 4)
+                    sent += 4
+                    time.sleep(0.0002)
+    assert reply.count("HTTP/1.1 429 ") == 1 + connection_module.MAX_PIPELINED
+    assert reply.count("connection: close") == 1
+    assert sent < 100_000
 
 
 def test_body_that_is_turned_away_may_not_stall(

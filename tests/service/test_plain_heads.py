@@ -34,6 +34,11 @@ def test_what_most_clients_send_is_plain(head: bytes) -> None:
     assert PlainHead.of(head + b"photo") == PlainHead(b"/predict", len(head), 5)
 
 
+def test_what_a_proxy_would_mind_is_parsed() -> None:
+    """The parser takes it for Connection, and the request then is the last one."""
+    assert PlainHead.of(with_line(b"Proxy-Connection: close") + b"photo") is None
+
+
 def test_options_are_no_part_of_the_path() -> None:
     plain = PlainHead.of(HEAD.replace(b"/predict", b"/predict/batch?explain=evidence"))
     assert plain is not None

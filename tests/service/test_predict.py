@@ -263,7 +263,9 @@ def test_accept_chooses_the_reply(
     assert response.headers["content-type"] == media_type
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/webp", "nonsense", "application/json;q=0"])
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/webp", "nonsense", "application/json;q=0", "*/*, " * 200 + "*/*"]
+)
 def test_accept_that_nothing_fits_is_refused(
     client: httpx.Client, portrait_jpeg: bytes, accept: str
 ) -> None:

@@ -218,6 +218,13 @@ def test_options(client: httpx.Client, portrait_jpeg: bytes, query: str) -> None
     assert query.split("&")[-1].split("=")[0] in detail
 
 
+def test_of_many_wrong_options_some_are_told(client: httpx.Client, portrait_jpeg: bytes) -> None:
+    query = "&".join(map(str, range(3000)))
+    response = client.post(f"/predict?{query}", content=portrait_jpeg, headers=JPEG)
+    assert "and 2992 more" in assert_problem(response, 422, "invalid-option")
+    assert len(response.content) < 10_000
+
+
 def test_unknown_class_is_told_the_known_ones(client: httpx.Client, portrait_jpeg: bytes) -> None:
     response = client.post(
         "/predict?explain=evidence&class=boredom", content=portrait_jpeg, headers=JPEG
