@@ -67,6 +67,7 @@ class ConnectionLimits:
     stall_seconds: float
     max_head_bytes: int
     max_body_bytes: int
+    max_unsent_bytes: int
 
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimits:
@@ -78,6 +79,7 @@ class ConnectionLimits:
             stall_seconds=settings.stall_timeout_ms / 1000,
             max_head_bytes=settings.max_header_bytes + HEAD_SLACK_BYTES,
             max_body_bytes=settings.max_body_bytes,
+            max_unsent_bytes=settings.max_in_flight_bytes,
         )
 
 
@@ -157,13 +159,16 @@ class Connection(HttpToolsProtocol):
         """Bytes of replies that the client has not taken yet."""
         return self.transport.get_write_buffer_size()
 
-    def check(self, now: float) -> None:
-        """End the connection where its client has been too slow; `now` is the loop's time."""
+    def check(self, now: float, stall_seconds: float) -> None:
+        """End the connection where its client has been too slow; `now` is the loop's time.
+
+        `stall_seconds` is how long it may take nothing of a reply.
+        """
         unsent = self.unsent_bytes
         if unsent == 0 or unsent < self._unsent:
             self._moved_at = now
         self._unsent = unsent
-        if now - self._moved_at > self._limits.stall_seconds:
+        if now - self._moved_at > stall_seconds:
             self._refusals.labels("slow-reader").inc()
             self.transport.abort()
         else:

@@ -29,6 +29,8 @@ CHECK_SECONDS = 0.1
 OTHER_FILES = 256
 # Of those, what is open without a client, and some to spare.
 FILES_AT_REST = 32
+# Where half of the bytes that may be in flight are replies that nobody takes.
+CROWDED_STALL_SECONDS = 2.0
 
 # At the stop: how long a client may take to complete a connection that it has begun, how long that
 # goes on where the kernel cannot keep further ones away, and how often it is looked.
@@ -79,13 +81,21 @@ class Server(uvicorn.Server):
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now, connections = loop.time(), self._connections()
+            stall_seconds = self._stall_seconds()
             for connection in connections:
-                connection.check(now)
+                connection.check(now, stall_seconds)
             # Here and not when asked: each piece of each body asks.
             self._unsent_bytes = sum(connection.unsent_bytes for connection in connections)
             if (shedder := self._connection_config.shedder) is not None:
                 shedder.log_refusals(now)
                 shedder.pacer.look(is_shedding=shedder.is_shedding)
+
+    def _stall_seconds(self) -> float:
+        """How long a client may take nothing of its reply: less where replies take others' room."""
+        limits = self._connection_config.limits
+        if self._unsent_bytes > limits.max_unsent_bytes // 2:
+            return min(limits.stall_seconds, CROWDED_STALL_SECONDS)
+        return limits.stall_seconds
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         """Close the listening sockets without resetting those who have connected already.

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import service.connection as connection_module
+import service.server as server_module
 from service.pipeline import Networks
 from service.settings import Settings
 from tests.service.holding import Crowd, HeldDetector, grey_photo, raw_request, read_all
@@ -129,6 +130,20 @@ def test_client_that_does_not_read_its_reply_is_cut_off(serve: Serve) -> None:
     with raw_request(server, head, photo, receive_bytes=4096):
         wait_until(lambda: refused(server, "slow-reader") == 1)
         wait_until(lambda: open_connections(server) == 0)
+
+
+def test_replies_that_take_half_of_the_room_are_waited_for_less(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "CROWDED_STALL_SECONDS", 0.3)
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
+    photo = encoded(Image.fromarray(noise), "JPEG", quality=75)
+    server = serve(max_in_flight_bytes=16_000_000, stall_timeout_ms=3_600_000)
+    head = ["Accept: image/png", f"Content-Length: {len(photo)}"]
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(raw_request(server, head, photo, receive_bytes=4096))
+        wait_until(lambda: refused(server, "slow-reader") >= 1)
 
 
 # --- too many -----------------------------------------------------------------------------------
