@@ -219,7 +219,7 @@ def _decode(
         admit = None  # it was asked
     with Image.open(BytesIO(data), formats=[image_format]) as image:
         _check_pixels(image.width, image.height, max_pixels)
-        _check_tiles(image)
+        _check_parts(image)
         tile_pixels = _check_tile(image, max_pixels)
         frames = header.frames or _frame_count(image, image_format)
         if admit is not None:
@@ -263,7 +263,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _check_tiles(image: ImageFile.ImageFile) -> None:
+def _check_parts(image: ImageFile.ImageFile) -> None:
     """Hold the parts of a picture (a TIFF's strips or tiles) to what there is of it.
 
     Pillow decodes each, also where it covers what others have covered, and reads no more of it at a
