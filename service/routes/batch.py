@@ -17,16 +17,13 @@ from service.errors import (
     DeadlineExceededError,
     EmptyBodyError,
     InvalidOptionError,
-    MalformedRequestError,
     MissingImageError,
     NotAcceptableError,
     OverloadedError,
     PayloadTooLargeError,
     ProblemError,
     RateLimitedError,
-    SlowRequestError,
     TooManyImagesError,
-    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from service.logs import log_fault
@@ -67,9 +64,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": BatchReply, "description": "One item for each photo, in the order sent."},
     **problems(
         EmptyBodyError,
-        MalformedRequestError,
         NotAcceptableError,
-        SlowRequestError,
         PayloadTooLargeError,
         TooManyImagesError,
         UnsupportedMediaTypeError,
@@ -77,7 +72,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         MissingImageError,
         OverloadedError,
         RateLimitedError,
-        UnavailableError,
     ),
 }
 

@@ -72,7 +72,7 @@ def _headers(status: int) -> dict[str, Any]:
 def problems(*errors: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may raise `errors`."""
     titles: dict[int, list[str]] = {}
-    for error in dict.fromkeys((*errors, *_EVERYWHERE)):
+    for error in (*errors, *_EVERYWHERE):
         titles.setdefault(error.status, []).append(error.title)
     return {
         status: {

@@ -6,7 +6,6 @@ from fastapi import APIRouter
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
-from service.errors import UnavailableError
 from service.routes.dependencies import ServiceDependency, problems
 from service.schemas import Status
 
@@ -22,7 +21,7 @@ async def live() -> Status:
 
 
 @router.head("/health/ready", include_in_schema=False)
-@router.get("/health/ready", summary="Does it take photos?", responses=problems(UnavailableError))
+@router.get("/health/ready", summary="Does it take photos?", responses=problems())
 async def ready(service: ServiceDependency) -> Status:
     """503 until every input size of both networks has been run once, and again while draining."""
     service.lifecycle.require_ready()

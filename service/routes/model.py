@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.errors import UnavailableError
 from service.routes.dependencies import ServiceDependency, problems
 from service.schemas import ModelReply
 
@@ -15,7 +14,7 @@ router = APIRouter(tags=["expressions"])
 @router.get(
     "/model",
     summary="Labels, contract and provenance of the networks",
-    responses=problems(UnavailableError),
+    responses=problems(),
 )
 async def model(service: ServiceDependency) -> ModelReply:
     """The labels in the order of the logits, what the network expects, file hashes, licences."""

@@ -16,15 +16,12 @@ from service.errors import (
     InferenceError,
     InvalidImageError,
     InvalidOptionError,
-    MalformedRequestError,
     MissingImageError,
     NotAcceptableError,
     OverloadedError,
     PayloadTooLargeError,
     RateLimitedError,
-    SlowRequestError,
     TooManyImagesError,
-    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from service.options import check_options, wishes_of
@@ -66,9 +63,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     **problems(
         EmptyBodyError,
-        MalformedRequestError,
         NotAcceptableError,
-        SlowRequestError,
         PayloadTooLargeError,
         ImageTooLargeError,
         TooManyImagesError,
@@ -79,7 +74,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         OverloadedError,
         RateLimitedError,
         InferenceError,
-        UnavailableError,
         DeadlineExceededError,
     ),
 }

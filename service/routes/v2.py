@@ -27,8 +27,6 @@ from service.errors import (
     PayloadTooLargeError,
     RateLimitedError,
     RequestError,
-    SlowRequestError,
-    UnavailableError,
     UnknownModelError,
     UnsupportedMediaTypeError,
 )
@@ -170,9 +168,7 @@ async def live() -> Live:
     return Live(live=True)
 
 
-@health_router.get(
-    "/v2/health/ready", summary="Does it take photos?", responses=problems(UnavailableError)
-)
+@health_router.get("/v2/health/ready", summary="Does it take photos?", responses=problems())
 async def ready(service: ServiceDependency) -> Ready:
     """As GET /health/ready."""
     service.lifecycle.require_ready()
@@ -182,7 +178,7 @@ async def ready(service: ServiceDependency) -> Ready:
 @health_router.get(
     "/v2/models/{name}/ready",
     summary="Does the model take photos?",
-    responses=problems(UnknownModelError, InvalidOptionError, UnavailableError),
+    responses=problems(UnknownModelError, InvalidOptionError),
 )
 async def model_ready(name: ModelName, service: ServiceDependency) -> ModelReady:
     """As GET /health/ready, for a model by its name."""
@@ -202,7 +198,7 @@ async def server() -> ServerMetadata:
 @metadata_router.get(
     "/v2/models/{name}",
     summary="The model's inputs and outputs",
-    responses=problems(UnknownModelError, InvalidOptionError, UnavailableError),
+    responses=problems(UnknownModelError, InvalidOptionError),
 )
 async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
     """One image file each element goes in; a row for each face comes out of every output."""
@@ -221,9 +217,7 @@ async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
     response_model=InferReply,
     responses=problems(
         EmptyBodyError,
-        MalformedRequestError,
         UnknownModelError,
-        SlowRequestError,
         PayloadTooLargeError,
         ImageTooLargeError,
         UnsupportedMediaTypeError,
@@ -233,7 +227,6 @@ async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
         OverloadedError,
         RateLimitedError,
         InferenceError,
-        UnavailableError,
         DeadlineExceededError,
     ),
     openapi_extra={"requestBody": _REQUEST_BODY},
