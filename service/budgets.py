@@ -56,7 +56,7 @@ class ByteBudget:
             nonlocal mine
             others = self._held - mine + self._unsent()
             if others and others + mine + count > self._capacity:
-                raise OverloadedError("The bodies in flight have as many bytes as are taken.")
+                raise OverloadedError("Bodies and replies in flight hold as many bytes as may be.")
             self._held += count
             mine += count
 

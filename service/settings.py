@@ -118,7 +118,8 @@ class Settings(BaseSettings):
         ge=1024,
         le=1024 * 1024 * MEBIBYTE,
         description="Bytes of request bodies held at a time, replies not yet sent included; a body "
-        "that does not fit gets 429. A form or JSON takes about twice its bytes of memory.",
+        "or a drawn picture that does not fit gets 429. A form or JSON takes about twice its bytes "
+        "of memory.",
     )
     max_in_flight_pixels: int = Field(
         256_000_000,

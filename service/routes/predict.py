@@ -109,11 +109,14 @@ async def predict(
         photo = await read_photo(request, service, take)
         reply = Reply(options, request.state.request_id, time.perf_counter() - arrived)
         with service.lifecycle.admit_image():
-            return await answer_in_time(
+            response = await answer_in_time(
                 request,
                 _answer(request, service, photo, reply, media_type),
                 deadline_ms=min(service.settings.deadline_ms, timeout_ms or sys.maxsize),
             )
+        if media_type != "application/json":
+            take(len(response.body))  # as a PNG it may be many times as large as the photo
+        return response
 
 
 async def _answer(

@@ -17,7 +17,13 @@ from service.pipeline import Networks
 from service.settings import Settings
 from tests.service.holding import Crowd, HeldDetector, grey_photo, raw_request, read_all
 from tests.service.image_files import encoded
-from tests.service.serving import PATIENCE_SECONDS, RunningServer, Serve, wait_until
+from tests.service.serving import (
+    PATIENCE_SECONDS,
+    RunningServer,
+    Serve,
+    assert_problem,
+    wait_until,
+)
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -144,6 +150,26 @@ def test_replies_that_take_half_of_the_room_are_waited_for_less(
         for _ in range(2):
             stack.enter_context(raw_request(server, head, photo, receive_bytes=4096))
         wait_until(lambda: refused(server, "slow-reader") >= 1)
+
+
+def test_a_picture_that_does_not_fit_beside_unread_ones_is_refused(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "CROWDED_STALL_SECONDS", 3600)
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
+    photo = encoded(Image.fromarray(noise), "JPEG", quality=75)
+    server = serve(max_in_flight_bytes=12_000_000)
+    plain = {"Content-Type": "image/jpeg"}
+    drawn = {**plain, "Accept": "image/png"}
+    with server.client() as client:
+        head = ["Accept: image/png", f"Content-Length: {len(photo)}"]
+        with raw_request(server, head, photo, receive_bytes=4096) as unread:
+            assert unread.recv(12) == b"HTTP/1.1 200"
+            refusal = client.post("/predict", content=photo, headers=drawn)
+            assert_problem(refusal, 429, "overloaded")
+            assert client.post("/predict", content=photo, headers=plain).status_code == 200
+        wait_until(lambda: open_connections(server) == 1)
+        assert client.post("/predict", content=photo, headers=drawn).status_code == 200
 
 
 # --- too many -----------------------------------------------------------------------------------
