@@ -29,7 +29,7 @@ from training.export import ExportError, ModelFacts
 from training.options import Parser, add_config, number, read_config, share
 from training.paper.commands import add_commands
 from training.pipeline import RunPaths, train_lan
-from training.places import PlaceError, exported_files, require_exportable, require_folder
+from training.places import PlaceError, exported_files, require_folder, require_places
 from training.preparation import PreparationError
 from training.release import (
     CALIBRATION_IMAGES,
@@ -121,8 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="0..1",
         help="answer rare classes more often: 0 as trained, 1 as if all were equally frequent",
     )
-    export.add_argument("--output", type=Path, required=True, help="ONNX file to write")
-    export.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    _add_output(export, "ONNX file to write")
     export.add_argument("--name", help="the model's name (default: lan-BACKBONE-DATASET)")
     export.add_argument("--note", default="", help="a sentence for the card, on how it was trained")
     export.add_argument("--licence", help=f"of the weights (default: {LICENCE})")
@@ -183,9 +182,7 @@ def _add_quantise(commands: Any) -> None:  # noqa: ANN401
         metavar="POINTS",
         help="of accuracy, in per cent; nothing is written beyond (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="ONNX file to write, X.int8.onnx for X.onnx"
-    )
+    _add_output(parser, "ONNX file to write, X.int8.onnx for X.onnx")
 
 
 def _add_detector(commands: Any) -> None:  # noqa: ANN401
@@ -195,7 +192,7 @@ def _add_detector(commands: Any) -> None:  # noqa: ANN401
     source.add_argument("--checkpoint", type=Path, help="the published file, or a checkpoint")
     source.add_argument("--download", action="store_true", help="fetch it into --cache")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="of the download")
-    parser.add_argument("--output", type=Path, required=True, help="ONNX file to write")
+    _add_output(parser, "ONNX file to write")
 
 
 def _add_ranges(commands: Any) -> None:  # noqa: ANN401
@@ -223,6 +220,11 @@ def _add_throughput(commands: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON in place of words")
     add_config(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--output", type=Path, required=True, help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
 def _add_data(parser: argparse.ArgumentParser, *, dataset: str | None = "ferplus") -> None:
@@ -266,7 +268,7 @@ def _outcome(trainer: Trainer, options: argparse.Namespace) -> str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    require_exportable(options.output, overwrite=options.overwrite)
+    require_places(*exported_files(options.output), overwrite=options.overwrite)
     run = load_run(options.run)
     options.dataset = _dataset_of(run, options.dataset)
     paths = _paths(options, run=options.run)
@@ -319,6 +321,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _quantise(options: argparse.Namespace) -> None:
+    require_places(options.output, overwrite=options.overwrite)
     told = release_int8(
         options.model,
         _paths(options, run=Path()),
@@ -331,6 +334,7 @@ def _quantise(options: argparse.Namespace) -> None:
 
 
 def _detector(options: argparse.Namespace) -> None:
+    require_places(options.output, overwrite=options.overwrite)
     network = build_network()
     load_checkpoint(network, options.checkpoint or fetch_checkpoint(options.cache))
     difference = export_detector(network, options.output)

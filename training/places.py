@@ -23,11 +23,11 @@ def exported_files(model: Path) -> tuple[Path, ...]:
     return model, model.with_suffix(".md"), model.with_suffix(".png")
 
 
-def require_exportable(model: Path, *, overwrite: bool) -> None:
-    """Raise PlaceError where `export` cannot write `model`, or would write over something."""
+def require_places(model: Path, *others: Path, overwrite: bool) -> None:
+    """Raise PlaceError where `model` is no ONNX file's name, or one of them may not be written."""
     if model.suffix != MODEL_SUFFIX:
         raise PlaceError(f"{model}: expected a name that ends in .onnx, such as models/smile.onnx")
     require_folder(model.parent)
-    there = [path for path in exported_files(model) if path.exists()]
+    there = [path for path in (model, *others) if path.exists()]
     if there and not overwrite:
         raise PlaceError(f"{there[0]} exists; replace it with --overwrite, or name another file")

@@ -56,6 +56,8 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
         ("export", ("--run", "{tmp}/x", "--output", "{tmp}/a.onnx"), "replace it with --overwrite"),
         # Its card's picture would go over a photo.
         ("export", ("--run", "{tmp}/x", "--output", "{tmp}/b.onnx"), "b.png exists; replace it"),
+        ("quantise", ("--model", "{tmp}/x", "--output", "{tmp}/a.onnx"), "a.onnx exists; replace"),
+        ("quantise", ("--model", "{tmp}/x", "--output", "{tmp}/a.int8"), "name that ends in .onnx"),
     ],
 )
 def test_what_cannot_be_written_is_refused_first(
@@ -74,3 +76,12 @@ def test_what_cannot_be_written_is_refused_first(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message.format(**known) in line
+
+
+def test_a_detector_replaces_nothing_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "retinaface.onnx"
+    output.touch()
+    assert main(["detector", "--checkpoint", "nowhere", "--output", str(output)]) == 1
+    assert "exists; replace it with --overwrite" in capsys.readouterr().err

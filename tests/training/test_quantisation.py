@@ -333,7 +333,7 @@ def test_a_loss_beyond_the_limit_is_refused(
 ) -> None:
     shop = workshop(tmp_path, ruined(), detector_path)
     shop.output.write_bytes(b"an earlier one")
-    assert shop.quantise()[0] == 1
+    assert shop.quantise("--overwrite")[0] == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "int8 loses " in line
     assert "(100.00% -> " in line
@@ -404,6 +404,6 @@ def test_the_model_itself_is_not_overwritten(
     sound: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sound.model.read_bytes()
-    assert sound.quantise("--output", str(sound.model)) == (1, "")
+    assert sound.quantise("--output", str(sound.model), "--overwrite") == (1, "")
     assert "is the float32 file itself" in capsys.readouterr().err
     assert sound.model.read_bytes() == before
