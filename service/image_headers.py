@@ -8,6 +8,7 @@ and what could cost more than an honest file is refused before Pillow or OpenCV 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ MAX_COUNTED_FRAMES = 10_000
 MAX_GIF_BLOCKS = 200_000
 MAX_JPEG_SEGMENTS = 10_000
 MAX_JPEG_JUNK_BYTES = 4096
-MAX_PNG_CHUNKS = 50_000
+MAX_PNG_CHUNKS = 20_000
+MAX_WEBP_CHUNKS = 20_000
+# Of Exif, colour profiles and XMP, which decoders copy several times.
+MAX_METADATA_BYTES = 8 * 1024 * 1024
 # What all compressed text and profiles of a PNG could come to, at 2 ms a megabyte. Pillow inflates
 # each, also where it fails at its end, and at most so much of it.
 MAX_PNG_INFLATED_BYTES = 20 * 1024 * 1024
@@ -35,12 +39,15 @@ MAX_EXIF_SEGMENTS = 32
 # The same, of those times the pixels: decoded at 0.8 ns each.
 MAX_JPEG_SCANNED_PIXELS = 1_280_000_000
 # Run-length encoded BMPs are decoded in Python, their empty rows too.
-MAX_BMP_RLE_BYTES = 1024 * 1024
+MAX_BMP_RLE_BYTES = 256 * 1024
 MAX_BMP_RLE_PIXELS = 4 * 1024 * 1024
 # Of a file, looked through at a time.
 PART_BYTES = 1024 * 1024
-# By how much the entries of a directory may share the bytes they name.
+# By how much the entries of a directory may share the bytes they name, and a TIFF's strips theirs.
 MAX_DIRECTORY_OVERLAP_BYTES = 64 * 1024
+# Numbers in an entry, each of which Pillow may make an object of: those of a 16-bit colour table.
+MAX_TIFF_VALUES = 3 * 65_536
+MAX_TIFF_FRACTIONS = 1024
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -83,9 +90,17 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _JPEG_BARE = frozenset((*range(0xC0), *range(0xD0, 0xDA)))
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"
 _PNG_COMPRESSED = (b"iCCP", b"zTXt", b"iTXt")
+_WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
 _MOST_INFLATED = 1032  # times its length: the best that deflate can do
 _BMP_RLE = (1, 2)
 _TIFF_STRIP_TAGS = (273, 279, 324, 325)  # offsets and lengths of strips and of tiles
+_TIFF_LENGTH_TAGS = (279, 325)
+# Below it are those that say how the pixels are stored; documents and profiles are above.
+_FIRST_FOREIGN_TAG = 700
+_TIFF_METADATA = (700, 34675)  # XMP, colour profile: what Pillow reads unasked
+_TIFF_BYTES, _TIFF_TEXT, _TIFF_FRACTIONS = (1, 2, 7), 2, (5, 10)
+_TIFF_INTEGERS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4"}
+_TIFF_INTEGERS |= {16: "u8", 17: "i8", 18: "u8"}
 _TIFF_TYPE_BYTES = dict(zip(range(1, 14), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), strict=True))
 _TIFF_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
 _MAX_DIRECTORY_ENTRIES = 65_535
@@ -146,6 +161,7 @@ def read_header(data: bytes, image_format: str) -> ImageHeader:
 
 
 def _webp_header(data: bytes) -> ImageHeader:
+    _check_webp_chunks(data)
     chunk = data[12:16]
     if chunk == b"VP8X":
         width = int.from_bytes(data[24:27], "little") + 1
@@ -158,6 +174,20 @@ def _webp_header(data: bytes) -> ImageHeader:
     else:
         raise ValueError("no WebP bitstream header")
     return ImageHeader(width, height)
+
+
+def _check_webp_chunks(data: bytes) -> None:
+    position, metadata = 12, 0
+    for _ in range(MAX_WEBP_CHUNKS):
+        if position + 8 > len(data):
+            return
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if kind in _WEBP_METADATA:
+            metadata += length
+            if metadata > MAX_METADATA_BYTES:
+                raise ValueError("too much metadata in a WebP")
+        position += 8 + length + length % 2
+    raise ValueError("too many WebP chunks")
 
 
 def _gif_header(data: bytes) -> ImageHeader:
@@ -255,7 +285,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     return ImageHeader(may_be_turned=may_be_turned)
 
 
-def _scan_markers(data: bytes) -> int:
+def scan_markers(data: bytes) -> int:
     """How many bytes FF DA are in a file; in a third of the time of bytes.count()."""
     values = np.frombuffer(data, np.uint8)
     count = 0
@@ -291,7 +321,7 @@ def _check_jpeg_scans(data: bytes, most: int) -> None:
 
     What follows the image is no part of it: some cameras append a video.
     """
-    if _has_one_scan(data) or _scan_markers(data) <= most:
+    if _has_one_scan(data) or scan_markers(data) <= most:
         return  # libjpeg decodes no more scans than that, wherever the image ends
     scans, position = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
@@ -339,6 +369,8 @@ def _check_png_chunks(data: bytes) -> None:
             inflated += min(_MOST_INFLATED * length, MAX_PNG_CHUNK_INFLATED_BYTES)
             if inflated > MAX_PNG_INFLATED_BYTES:
                 raise ValueError("too much compressed text in a PNG")
+        if kind == b"eXIf" and length > MAX_METADATA_BYTES:
+            raise ValueError("too much Exif in a PNG")
         position += 12 + length
     raise ValueError("too many PNG chunks")
 
@@ -366,18 +398,42 @@ def check_directory(data: bytes) -> None:
         (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
     except struct.error:
         return
-    entry = struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
+    entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
     first = offset + (8 if big else 2)
     whole = min(entries, max(0, len(data) - first) // entry.size, _MAX_DIRECTORY_ENTRIES + 1)
     if whole > _MAX_DIRECTORY_ENTRIES:
         raise ValueError("too many TIFF entries")
-    named = 0
-    for tag, kind, count in entry.iter_unpack(data[first : first + whole * entry.size]):
+    named, most = 0, 2 * len(data) + MAX_DIRECTORY_OVERLAP_BYTES
+    for tag, kind, count, value in entry.iter_unpack(data[first : first + whole * entry.size]):
         named += count * _TIFF_TYPE_BYTES.get(kind, 0)
         if tag in _TIFF_STRIP_TAGS and count > MAX_TIFF_STRIPS:
             raise ValueError("too many TIFF strips")
-    if named > 2 * len(data) + MAX_DIRECTORY_OVERLAP_BYTES:
+        if count > _most_values(tag, kind):
+            raise ValueError("too many values of a TIFF entry")
+        if tag in _TIFF_LENGTH_TAGS and _total(data, order, kind, count, value) > most:
+            raise ValueError("TIFF strips or tiles that share their bytes")
+    if named > most:
         raise ValueError("TIFF entries that name more bytes than there are")
+
+
+def _most_values(tag: int, kind: int) -> float:
+    if kind in _TIFF_FRACTIONS:
+        return MAX_TIFF_FRACTIONS
+    if tag in _TIFF_METADATA:
+        return MAX_METADATA_BYTES
+    if kind == _TIFF_TEXT or (kind in _TIFF_BYTES and tag >= _FIRST_FOREIGN_TAG):
+        return math.inf
+    return MAX_TIFF_VALUES
+
+
+def _total(data: bytes, order: str, kind: int, count: int, value: bytes) -> float:
+    """The sum of an entry's integers: of `value` itself where they fit, else of what it names."""
+    numbers = np.dtype(order + _TIFF_INTEGERS.get(kind, "u1"))
+    if count * numbers.itemsize > len(value):
+        offset = int.from_bytes(value, "little" if order == "<" else "big")
+        value = data[offset : offset + count * numbers.itemsize]
+    found = np.frombuffer(value, numbers, min(count, len(value) // numbers.itemsize))
+    return float(np.abs(found.astype(np.float64)).sum())
 
 
 def _tiff_directories(data: bytes) -> Iterator[int]:

@@ -33,7 +33,15 @@ from service.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
-from service.image_headers import check_directory, foreign_format, read_header, sniff_format
+from service.image_headers import (
+    MAX_COUNTED_FRAMES,
+    MAX_JPEG_SCANNED_PIXELS,
+    check_directory,
+    foreign_format,
+    read_header,
+    scan_markers,
+    sniff_format,
+)
 
 # Pillow's own guard is one number for the process, and warns on standard error well below it. The
 # caller's limit replaces it: it is checked before Pillow may allocate.
@@ -51,8 +59,13 @@ _WEBP_FLAGS = {
     "RGB": cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
     "RGBA": cv2.IMREAD_UNCHANGED,
 }
+# Of a photo. Decoders keep some bytes for each row or whole rows several times: where a picture is
+# a line, that is more than its pixels take.
+_MAX_SIDE = 65_535
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
-_PNG_MAX_SIDE = 1_000_000  # libpng's PNG_USER_WIDTH_MAX
+_MAX_EXIF_TEXT = 256 * 1024  # hexadecimal digits: two segments of a JPEG
+_MOVES = 0x02  # a flag of an extended WebP
+_TIFF_JPEG = (6, 7)  # compression, old and new
 
 # What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
 # its plugins let through whatever their parsing of nonsense runs into.
@@ -169,16 +182,14 @@ def from_pillow(image: Image.Image, limits: ImageLimits) -> DecodedImage:
 def encode_image(pixels: NDArray[np.uint8], media_type: str) -> bytes:
     """Encode [H, W, 3] uint8 RGB as "image/png" (fast compression) or "image/jpeg" (quality 90).
 
-    Raises ImageTooLargeError where a side is longer than the format can hold, ValueError for
-    another media type.
+    Raises ImageTooLargeError where a side is longer than JPEG can hold, ValueError for another
+    media type.
     """
     parameters: list[int] = []
     if media_type == "image/png":
         # OpenCV's default (level 1, run lengths, one filter) is its fastest: naming even the same
         # level makes it try every filter, for twice the time and no smaller file.
         suffix = ".png"
-        if max(pixels.shape) > _PNG_MAX_SIDE:
-            raise ImageTooLargeError(f"A PNG is written up to {_PNG_MAX_SIDE} pixels a side.")
     elif media_type == "image/jpeg":
         suffix = ".jpg"
         parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
@@ -221,10 +232,13 @@ def _decode(
         _check_pixels(image.width, image.height, max_pixels)
         _check_parts(image)
         tile_pixels = _check_tile(image, max_pixels)
+        _check_jpeg_parts(image, data)
+        # In one piece: what its decoder does not take at once is copied for each piece more.
+        image.decodermaxblock = max(len(data), image.decodermaxblock)
         frames = header.frames or _frame_count(image, image_format)
         if admit is not None:
             pixels_held = max(image.width * image.height, tile_pixels)
-            admit(pixels_held * (2 if _takes_double(image, frames) else 1))
+            admit(pixels_held * (2 if _takes_double(image, data) else 1))
         pixels = _decode_webp(data, image, frames)
         if pixels is None:
             pixels = _decode_in_strips(image)
@@ -257,6 +271,10 @@ def _reduction(long_side: int, enough: int | None) -> int:
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if max(width, height) > _MAX_SIDE:
+        raise ImageTooLargeError(
+            f"The image has {width} x {height} pixels; at most {_MAX_SIDE} a side are accepted."
+        )
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels; at most {max_pixels} in all are accepted."
@@ -295,17 +313,35 @@ def _check_tile(image: Image.Image, max_pixels: int) -> int:
     return width * height
 
 
-def _takes_double(image: Image.Image, frames: int) -> bool:
-    """Whether decoding takes 11 to 13 bytes a pixel, not 7: moving WebP, deep colours in TIFF."""
+def _check_jpeg_parts(image: Image.Image, data: bytes) -> None:
+    """Hold the JPEGs within a TIFF to as many scans as one that stands alone, all together."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    if tags.get(TiffImagePlugin.COMPRESSION) in _TIFF_JPEG:
+        rows = min(image.height, int(tags.get(TiffImagePlugin.ROWSPERSTRIP, image.height)))
+        tile = int(tags.get(TiffImagePlugin.TILEWIDTH, 0)) * int(
+            tags.get(TiffImagePlugin.TILELENGTH, 0)
+        )
+        if scan_markers(data) * (tile or image.width * rows) > MAX_JPEG_SCANNED_PIXELS:
+            raise ValueError("too many JPEG scans")
+
+
+def _takes_double(image: Image.Image, data: bytes) -> bool:
+    """Whether decoding takes 9 to 13 bytes a pixel, not 7."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ())
-        return len(bits) > 1 and max(bits) > 8
-    return image.format == "WEBP" and frames > 1
+        return len(bits) > 1 and (len(bits) > len(image.getbands()) or max(bits) > 8)
+    if image.format == "WEBP":
+        return data[12:16] == b"VP8X" and bool(data[20] & _MOVES)
+    return image.mode == "CMYK" and bool(image.info.get("progressive"))
 
 
 def _frame_count(image: Image.Image, image_format: str) -> int:
     """Frames of an animation; a JPEG's further images (gain map, preview) are none."""
-    return 1 if image_format == "JPEG" else int(getattr(image, "n_frames", 1))
+    if image_format == "JPEG":
+        return 1
+    return min(int(getattr(image, "n_frames", 1)), MAX_COUNTED_FRAMES)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -447,6 +483,8 @@ def _exif_bytes(image: Image.Image) -> bytes:
         exif: bytes = image.info["exif"]
     else:
         profile: str = image.info.get("Raw profile type exif", "")
+        if len(profile) > _MAX_EXIF_TEXT:
+            raise ValueError("too much Exif in a PNG's text")
         exif = bytes.fromhex("".join(profile.split("\n")[3:]))
     return re.sub(b"^(Exif\0\0){1,2}", b"", exif)
 

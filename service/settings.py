@@ -125,8 +125,8 @@ class Settings(BaseSettings):
         256_000_000,
         ge=4096,
         le=1_000_000_000_000,
-        description="Decoded pixels held at a time, 3 bytes each (7 while being decoded; a WebP "
-        "that moves and a TIFF of 16-bit colours count twice); a photo that does not fit waits, "
+        description="Decoded pixels held at a time, 3 bytes each (7 to 9 while being decoded; the "
+        "few kinds that take more count twice); a photo that does not fit waits, "
         "and one larger than this is decoded when it is alone.",
     )
     max_connections: int = Field(

@@ -106,6 +106,63 @@ def strips_over(side: int, rows: int, offsets: list[int]) -> bytes:
     return head + body + arrays + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
+def packed_strips(compression: int, rows: int, strips: list[bytes], count: int = 1) -> bytes:
+    """A grey picture 8000 wide: strips of so many rows, each named `count` times."""
+    body, offsets = b"", list[int]()
+    for strip in strips:
+        offsets += [8 + len(body)] * count
+        body += strip
+    lengths = [len(strip) for strip in strips for _ in range(count)]
+    table = 8 + len(body)
+    arrays = struct.pack(f"<{2 * len(offsets)}I", *offsets, *lengths)
+    many = len(offsets)
+    tags = [(256, 4, 1, 8000), (257, 4, 1, rows * many), (258, 3, 1, 8), (259, 3, 1, compression)]
+    tags += [(262, 3, 1, 1), (273, 4, many, table), (277, 3, 1, 1), (278, 4, 1, rows)]
+    tags += [(279, 4, many, table + 4 * many)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", table + len(arrays))
+    return head + body + arrays + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def tiff_strips_that_share_their_bytes() -> bytes:
+    """Each is a megabyte of PackBits that mean nothing, then a row: 2 s of CPU time in all."""
+    row = b"\x81\0" * 62 + bytes((256 - 63, 0))
+    return packed_strips(32773, 1, [b"\x80" * MEGABYTE + row], count=5000)
+
+
+def tiff_of_progressive_jpegs() -> bytes:
+    """Ten strips, each a JPEG of nearly as many scans as libtiff takes."""
+    whole = encoded(Image.new("L", (8000, 800)), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return packed_strips(7, 800, [whole[:-2] + whole[last:-2] * 80 + whole[-2:]] * 10)
+
+
+def tiff_of_values(tag: int, kind: int, size: int, count: int) -> bytes:
+    """A sound picture, and an entry of so many values."""
+    data = bytearray(encoded(rgb(16, 16), "TIFF"))
+    (start,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, start)
+    table = data[start + 2 : start + 2 + 12 * entries]
+    table += struct.pack("<HHII", tag, kind, count, len(data))
+    rows = sorted(table[at : at + 12] for at in range(0, len(table), 12))
+    rows.sort(key=lambda row: struct.unpack_from("<H", row))
+    struct.pack_into("<I", data, 4, len(data) + size * count)
+    data += b"\1" * (size * count)
+    return bytes(data + struct.pack("<H", entries + 1) + b"".join(rows) + bytes(4))
+
+
+def tiff_resolution_of_many_fractions() -> bytes:
+    return tiff_of_values(282, 5, 8, 500_000)
+
+
+def tiff_colour_table() -> bytes:
+    return tiff_of_values(320, 3, 2, 5 * MEGABYTE)
+
+
+def tiff_colour_profile() -> bytes:
+    return tiff_of_values(34675, 7, 1, 16 * MEGABYTE)
+
+
 def tiff_strips_over_one_another() -> bytes:
     return strips_over(8000, 4000, [4_000_000 * (strip % 2) + strip for strip in range(20)])
 
@@ -232,6 +289,45 @@ def png_chunks() -> bytes:
     return png(png_chunk(b"prVt", b"") * MEGABYTE)
 
 
+def values_of_orientation() -> bytes:
+    """Exif of 4 MB, sound but for its 500,000 fractions: an object each, 1 s of CPU time."""
+    count = 500_000
+    entry = struct.pack("<HHII", 0x112, 5, count, 26)
+    return TIFF_HEAD + struct.pack("<H", 1) + entry + bytes(4) + b"\1" * (8 * count)
+
+
+def png_of_many_orientations() -> bytes:
+    return png(png_chunk(b"eXIf", values_of_orientation()))
+
+
+def webp_of_many_orientations() -> bytes:
+    return encoded(rgb(), "WEBP", exif=b"Exif\0\0" + values_of_orientation())
+
+
+def png_of_much_exif() -> bytes:
+    return png(png_chunk(b"eXIf", TIFF_HEAD + bytes(16 * MEGABYTE)))
+
+
+def png_exif_of_empty_lines() -> bytes:
+    text = zlib.compress(b"\n" * (MEGABYTE - 100))
+    return png(png_chunk(b"zTXt", b"Raw profile type exif\0\0" + text))
+
+
+def webp_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A small WebP with further chunks behind its picture."""
+    data = encoded(rgb(), "WEBP", exif=b"Exif\0\0")
+    data += b"".join(kind + struct.pack("<I", len(body)) + body for kind, body in chunks)
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+def webp_chunks() -> bytes:
+    return webp_with(*[(b"none", b"")] * MEGABYTE)
+
+
+def webp_profile() -> bytes:
+    return webp_with((b"ICCP", bytes(16 * MEGABYTE)))
+
+
 def webp_exif() -> bytes:
     return encoded(rgb(), "WEBP", exif=b"Exif\0\0" + overlapping_directory(2 * MEGABYTE))
 
@@ -264,11 +360,20 @@ def bmp_of_empty_rows() -> bytes:
     return bytes(data[:start]) + b"\x01\x05\0\0" * 8000
 
 
+def png_of_one_column() -> bytes:
+    """A quarter of a megabyte, which libpng and Pillow take a gigabyte for."""
+    rows = zlib.compress(bytes(2 * 64_000_000), 9)
+    header = struct.pack(">IIBBBBB", 1, 64_000_000, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
 PIXELS: tuple[Callable[[], bytes], ...] = (
     png_of_400_megapixels,
     jpeg_of_4_gigapixels,
     gif_of_4_gigapixels,
     webp_of_268_megapixels,
+    png_of_one_column,
     tiff_of_400_megapixels,
 )
 REFUSED: tuple[Callable[[], bytes], ...] = (
@@ -276,6 +381,11 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     tiff_strips,
     tiff_strips_over_one_another,
     tiff_strips_a_byte_apart,
+    tiff_strips_that_share_their_bytes,
+    tiff_of_progressive_jpegs,
+    tiff_resolution_of_many_fractions,
+    tiff_colour_table,
+    tiff_colour_profile,
     tiff_tile,
     jpeg_exif,
     jpeg_exif_in_pieces,
@@ -293,10 +403,20 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     png_translated_text,
     png_profiles,
     png_profiles_before_its_header,
+    png_of_much_exif,
+    webp_chunks,
+    webp_profile,
     gif_comment,
     gif_blocks,
     bmp_runs,
     bmp_of_empty_rows,
 )
 # The picture is sound; what is said about it is not, and is left unread.
-READ: tuple[Callable[[], bytes], ...] = (png_exif, png_exif_as_text, webp_exif)
+READ: tuple[Callable[[], bytes], ...] = (
+    png_exif,
+    png_exif_as_text,
+    png_exif_of_empty_lines,
+    png_of_many_orientations,
+    webp_exif,
+    webp_of_many_orientations,
+)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from service.errors import ImageTooLargeError
 from service.imaging import ImageLimits, decode_image, encode_image
@@ -298,15 +298,21 @@ def test_what_cannot_be_encoded_is_said() -> None:
         encode_image(picture(), "image/webp")
 
 
-@pytest.mark.parametrize(
-    ("media_type", "longest"), [("image/png", 1_000_000), ("image/jpeg", 65_500)]
-)
-def test_a_picture_too_long_for_its_format_is_told_so(media_type: str, longest: int) -> None:
-    assert encode_image(np.zeros((1, longest, 3), np.uint8), media_type)
-    with pytest.raises(ImageTooLargeError, match=str(longest)):
-        encode_image(np.zeros((1, longest + 1, 3), np.uint8), media_type)
-    with pytest.raises(ImageTooLargeError, match="image/png"):
+def test_a_picture_too_long_for_a_jpeg_is_told_so() -> None:
+    assert encode_image(np.zeros((1, 65_500, 3), np.uint8), "image/jpeg")
+    with pytest.raises(ImageTooLargeError, match=r"at most 65500 .* ask for image/png"):
         encode_image(np.zeros((1, 65_501, 3), np.uint8), "image/jpeg")
+
+
+@pytest.mark.parametrize("size", [(65_536, 2), (2, 65_536)])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_a_side_is_limited(kind: str, size: tuple[int, int]) -> None:
+    """Of a line, decoders keep far more bytes than its pixels have."""
+    width, height = size
+    with pytest.raises(ImageTooLargeError, match="at most 65535 a side"):
+        decode_image(encoded(rgb(width, height), kind), LIMITS)
+    longest = rgb(min(width, 65_535), min(height, 65_535))
+    assert decode_image(encoded(longest, kind), LIMITS).size == (longest.height, longest.width)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -336,6 +342,40 @@ def test_orientation_that_xmp_alone_gives_is_followed() -> None:
     )
     data = encoded(rgb(64, 48), "JPEG", xmp=described.encode())
     assert decode_image(data, LIMITS).pixels.shape == (48, 64, 3)
+
+
+def test_what_pillow_reads_of_a_jpeg_is_read_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, each copied with all before it, padding of 16 MB took a second."""
+    reads: list[int] = []
+    load_read = JpegImagePlugin.JpegImageFile.load_read
+
+    def counted(image: JpegImagePlugin.JpegImageFile, size: int) -> bytes:
+        reads.append(size)
+        return load_read(image, size)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load_read", counted)
+    whole = encoded(rgb(64, 48).convert("CMYK"), "JPEG")  # Pillow alone reads it
+    end = whole.rindex(b"\xff\xd9")
+    padded = whole[:end] + b"\xff" * 1_000_000 + whole[end:]
+    pixels = decode_image(padded, LIMITS).pixels
+    assert reads == [len(padded)]
+    assert np.array_equal(pixels, decode_image(whole, LIMITS).pixels)
+
+
+@pytest.mark.parametrize(
+    ("data", "times"),
+    [
+        (encoded(rgb(64, 48).convert("CMYK"), "JPEG", progressive=True), 2),
+        (encoded(rgb(64, 48).convert("CMYK"), "JPEG"), 1),
+        (encoded(rgb(64, 48), "WEBP", save_all=True, append_images=[rgb(64, 48, seed=1)]), 2),
+        (encoded(rgb(64, 48), "WEBP"), 1),
+    ],
+    ids=["progressive CMYK", "CMYK", "moving WebP", "WebP"],
+)
+def test_kinds_that_take_twice_the_memory_count_twice(data: bytes, times: int) -> None:
+    admitted: list[int] = []
+    decode_image(data, LIMITS, admit=admitted.append)
+    assert admitted == [times * 64 * 48]
 
 
 def test_a_jpeg_that_only_pillow_reads_is_admitted_once() -> None:
