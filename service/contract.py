@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import ModelContractError
 
@@ -12,18 +19,30 @@ from service.errors import ModelContractError
 METADATA_KEY = "lan_fer_contract"
 FORMAT_VERSION = 1
 
+# Of what is wrong with a contract: enough to mend it, and no file of a megabyte in a log's line.
+MAX_PROBLEM_CHARACTERS = 500
+
 Point = tuple[float, float]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be printable characters")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
 
 
 class ModelContract(BaseModel):
     """What a model expects and means. The service hard-codes none of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: Literal[1]
-    name: str = Field(min_length=1)
+    name: Name
     """How replies and metrics call the model."""
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    labels: Annotated[tuple[Name, ...], Field(min_length=2)]
     """Class names in the order of the logits."""
     input_size: int = Field(ge=16, le=1024)
     """Side of the square crop, pixels."""
@@ -35,7 +54,7 @@ class ModelContract(BaseModel):
     """Divides the difference."""
     template: Annotated[tuple[Point, ...], Field(min_length=5, max_length=5)]
     """Where eyes, nose and mouth corners go in the crop, input pixels."""
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=0.01, le=100)
     """Logits are divided by it before the softmax, so that confidence means accuracy."""
     bias: tuple[float, ...]
     """Of the classifier: mean of a class's evidence plus its bias is its logit."""
@@ -58,6 +77,11 @@ class ModelContract(BaseModel):
             raise ValueError(f"bias has {len(self.bias)} values for {len(self.labels)} labels")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
+        if len(set(self.template)) != len(self.template):
+            raise ValueError("template points must differ from each other")
+        least, most = -self.input_size, 2 * self.input_size
+        if not all(least <= side <= most for point in self.template for side in point):
+            raise ValueError(f"template points must be near the crop, {least} to {most}")
         return self
 
 
@@ -82,4 +106,8 @@ def parse_contract(metadata: dict[str, str], source: str) -> ModelContract:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'contract'}: {e['msg']}" for e in error.errors()
         )
+        if not problems.isprintable():
+            problems = repr(problems)
+        if len(problems) > MAX_PROBLEM_CHARACTERS:
+            problems = problems[:MAX_PROBLEM_CHARACTERS] + " ..."
         raise ModelContractError(f"{source}: contract refused ({problems})") from error

@@ -102,7 +102,7 @@ class ExpressionModel:
     def infer(self, crops: Sequence[UInt8]) -> list[Reading]:
         """Read N aligned crops [S,S,3] uint8 RGB in one run. Raises InferenceError."""
         logits, attention, evidence = self._run(self.batch(crops))
-        if not np.isfinite(logits).all():
+        if not all(np.isfinite(values).all() for values in (logits, attention, evidence)):
             raise InferenceError("the expression model gave numbers that are not finite")
         probabilities = softmax(logits, self.contract.temperature)
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -65,12 +66,24 @@ def test_every_missing_entry_is_named(name: str) -> None:
         ({"template": [[1, 2]]}, "template"),
         ({"color_mode": "bgr"}, "color_mode"),
         ({"surprise": 1}, "surprise"),
+        ({"sur\x1b[31m\nprise": 1}, r"sur\\x1b\[31m\\nprise"),
+        ({f"surprise {number}": 1 for number in range(500)}, r" \.\.\.\)"),
+        ({"labels": ["calm", ""]}, "labels"),
+        ({"labels": ["calm", "gl\nad"]}, "printable"),
+        ({"labels": ["calm", "g" * 101]}, "at most 100"),
+        ({"temperature": 1e-39}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"bias": [math.nan, 0]}, "bias"),
+        ({"template": [[38, 52]] * 5}, "template points must differ"),
+        ({"template": [[38, 52], [74, 52], [56, 72], [42, 92], [71, 1e30]]}, "near the crop"),
+        ({"template": [[38, 52], [74, 52], [56, 72], [42, 92], [71, math.nan]]}, "template"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(change: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelContractError, match=reason) as refusal:
         parse_contract(metadata(**change), "model.onnx")
-    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 600
 
 
 def test_metadata_that_is_no_json_is_refused() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from service.contract import METADATA_KEY
 from service.errors import InferenceError, ModelContractError, ModelFileError
@@ -122,6 +122,31 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelContractError, match="NaN or infinite"):
         ExpressionModel.load(damaged(tmp_path, poison), CPU)
+
+
+@pytest.mark.parametrize("output", ["attention", "evidence"])
+def test_numbers_that_are_not_finite_are_no_answer(tmp_path: Path, output: str) -> None:
+    """Sound on what it is tried with at its start, then not: the logarithm of a bright photo."""
+
+    def spoil(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        next(node for node in graph.node if output in node.output).output[0] = "sound"
+        limit = numpy_helper.from_array(np.array(0.9, np.float32), "limit")
+        graph.initializer.append(limit)
+        graph.node.extend(
+            [
+                helper.make_node("ReduceMean", ["image"], ["brightness"], keepdims=0),
+                helper.make_node("Sub", ["limit", "brightness"], ["rest"]),
+                helper.make_node("Log", ["rest"], ["log"]),
+                helper.make_node("Mul", ["log", "sound"], [output]),
+            ]
+        )
+
+    model = ExpressionModel.load(damaged(tmp_path, spoil), CPU)
+    size = model.contract.input_size
+    assert model.infer([np.zeros((size, size, 3), np.uint8)])
+    with pytest.raises(InferenceError, match="not finite"):
+        model.infer([np.full((size, size, 3), 255, np.uint8)])
 
 
 def test_other_outputs_are_refused(tmp_path: Path) -> None:
