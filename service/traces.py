@@ -8,8 +8,11 @@ the extra `otel`; without it nothing here is imported.
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 # Asked every few seconds, and of no interest.
-EXCLUDED = "/health/,/metrics$"
+EXCLUDED = re.compile(r"/health/|/v2/health/|/metrics\Z")
+# Of headers that they can't read, they warn with what the client has sent.
+PARSERS = ("opentelemetry.trace", "opentelemetry.baggage", "opentelemetry.propagators")
+AS_SENT = "lan_fer.as_sent"
 STOP_SECONDS = 2.0
 DEFAULT_NAME = "lan-fer"
 DESCRIBING = ("request_id", "problem", "key_name")
@@ -47,24 +53,38 @@ def add_traces(app: FastAPI) -> TracerProvider:
         from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.util.http import parse_excluded_urls
+
+        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before our name.
+        named = Resource.create({SERVICE_NAME: DEFAULT_NAME})
+        resource = named.merge(OTELResourceDetector().detect())
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(make_exporter()))
+        _read_traceparent_alone()
     except ImportError as error:
         raise SettingsError(
             f"traces: {error.name} is not installed; in a checkout: pip install -e '.[otel]'"
         ) from error
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before our name.
-    resource = Resource.create({SERVICE_NAME: DEFAULT_NAME}).merge(OTELResourceDetector().detect())
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(make_exporter()))
+    except ValueError as error:  # of a variable OTEL_*
+        raise SettingsError(f"traces: OpenTelemetry cannot be set up: {error}") from error
     # The one added last is the outer one: it opens the span that the other one describes.
     app.add_middleware(_DescribeSpan)
     app.add_middleware(
-        OpenTelemetryMiddleware,
-        tracer_provider=provider,
-        excluded_urls=parse_excluded_urls(EXCLUDED),
-        exclude_spans=["receive", "send"],
+        _OpenSpan,
+        trace=partial(
+            OpenTelemetryMiddleware, tracer_provider=provider, exclude_spans=["receive", "send"]
+        ),
     )
     return provider
+
+
+def _read_traceparent_alone() -> None:
+    """Of a request's headers; baggage is passed on to nobody, and is a stranger's text."""
+    from opentelemetry.propagate import set_global_textmap
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    set_global_textmap(TraceContextTextMapPropagator())
+    for name in PARSERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 async def stop_traces(provider: TracerProvider) -> None:
@@ -72,6 +92,27 @@ async def stop_traces(provider: TracerProvider) -> None:
     thread = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
     thread.start()
     await asyncio.to_thread(thread.join, STOP_SECONDS)
+
+
+class _OpenSpan:
+    """Opens a span for each request but those that are excluded, by OpenTelemetry's middleware.
+
+    That one never sees the address as it was sent: a query may hold a key by mistake.
+    """
+
+    def __init__(self, app: ASGIApp, trace: Callable[[ASGIApp], ASGIApp]) -> None:
+        async def with_address(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope[AS_SENT], receive, send)
+
+        self._app = app
+        self._traced = trace(with_address)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or EXCLUDED.match(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        shown = {**scope, "path": "", "query_string": b"", AS_SENT: scope}
+        await self._traced(shown, receive, send)
 
 
 class _DescribeSpan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,3 +112,53 @@ def test_without_the_packages_the_start_says_what_to_install(
     monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.asgi", None)
     with pytest.raises(SettingsError, match=r"\.\[otel\]"):
         create_app(Settings(traces="otlp"))
+
+
+def test_of_the_address_a_span_tells_the_route_alone(
+    traced: RunningServer, exporter: InMemorySpanExporter
+) -> None:
+    """Neither a query, which may hold a key by mistake, nor a Host that looks like another path."""
+    key = "key-0123456789abcdef"
+    with traced.client() as client:
+        client.get(f"/model?api_key={key}")
+        client.get("/model", headers={"Host": "x/health/", "X-API-Key": key})
+        client.get("/v2/health/live")
+    stop(traced)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["GET /model", "GET /model"]
+    assert key not in "".join(span.to_json() for span in spans)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"baggage": "ssn=123-45-6789;api=012"},
+        {"baggage": "=," * 100},
+        {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "strangers text"},
+    ],
+)
+def test_a_header_that_cannot_be_read_is_not_logged(
+    traced: RunningServer, caplog: pytest.LogCaptureFixture, headers: dict[str, str]
+) -> None:
+    with traced.client() as client:
+        assert client.get("/nope", headers=headers).status_code == 404
+    assert [r.name for r in caplog.records if r.name.startswith("opentelemetry")] == []
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["OTEL_BSP_MAX_QUEUE_SIZE=0", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=-1"],
+)
+def test_what_opentelemetry_refuses_is_said_in_one_line(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    environment = {**os.environ, "LAN_FER_TRACES": "otlp", "LAN_FER_PORT": "0", name: value}
+    run = subprocess.run(
+        [sys.executable, "-m", "service.cli", "serve"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert "traces: OpenTelemetry cannot be set up" in line
