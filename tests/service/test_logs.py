@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 
@@ -139,3 +142,34 @@ def test_paths_of_clients_are_not_logged(client: httpx.Client, lines: Lines) -> 
     (line,) = lines.wait_for(1)
     assert "secret" not in line
     assert "route=unmatched" in line
+
+
+def test_lines_that_nobody_takes_are_dropped_and_counted() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as taken, os.fdopen(writer, "w") as stream:
+        configure_logging("info", "plain", stream=stream)
+        logger = logging.getLogger("service.here")
+        for number in range(1000):
+            logger.info("x" * 500, extra={"number": number})
+        os.set_blocking(reader, False)
+        text = taken.read()
+        logger.info("y" * 3000)  # longer than what is written at a time
+        lines = taken.read().splitlines()
+    kept = len(re.findall("number=", text))
+    assert 10 < kept < 1000
+    (dropped,) = re.findall(r"lines dropped.* lines=(\d+)", "\n".join(lines))
+    assert int(dropped) == 1000 - kept
+    assert "y" * 3000 in lines[-1]
+
+
+def test_a_log_that_nobody_reads_stops_nothing() -> None:
+    """A pipe whose reader stands still: `lan-fer serve 2>&1 | less`."""
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = next(re.findall(r"url=(\S+)", line)[0] for line in process.stderr if "url=" in line)
+        with httpx.Client(base_url=url) as client:
+            for _ in range(500):
+                assert client.get("/nope").status_code == 404
+        process.terminate()
+        assert process.wait(60) == 0
