@@ -26,6 +26,7 @@ from service.errors import (
 )
 from service.settings import Settings
 
+LONGEST_SECONDS = 366 * 24 * 3600  # of a rate limit
 ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64})=([A-Za-z0-9._~+/=-]{16,256})")
 ENTRY_FORM = "name=key, the key of 16 to 256 letters, digits or ._~+/=-"
 
@@ -141,4 +142,6 @@ def _limits_of(text: str) -> list[RateLimitItem]:
         raise SettingsError(f'rate_limit: "{text}" is not like "10/second; 5000/day"') from error
     if any(limit.amount < 1 for limit in limits):
         raise SettingsError(f'rate_limit: "{text}" allows nothing')
+    if any(limit.get_expiry() > LONGEST_SECONDS for limit in limits):
+        raise SettingsError(f'rate_limit: "{text}" counts for over a year')
     return limits

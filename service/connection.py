@@ -331,6 +331,8 @@ class Connection(HttpToolsProtocol):
                 )
                 self._answer_at_once(refusal, request_id_of(given.decode("latin-1")), stays=stays)
                 return
+        # "100 Continue" is not known to HTTP/1.0 (RFC 9110, 10.1.1).
+        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()  # raises where the address can't be read
         self._in_head = False
         self.cycle.transport = self._replies
@@ -432,8 +434,12 @@ class Connection(HttpToolsProtocol):
             return MalformedRequestError("This is no proxy: CONNECT is not served.")
         if len(self.url) > MAX_ADDRESS_BYTES:
             return HeadersTooLargeError("The address is too long.")
-        hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        names = [name for name, _ in self.headers]
+        is_old = self.parser.get_http_version() == "1.0"
+        if is_old and b"transfer-encoding" in names:
+            return MalformedRequestError("HTTP/1.0 has no Transfer-Encoding (RFC 9112, 6.1).")
+        hosts = names.count(b"host")
+        if hosts > 1 or not (hosts or is_old):
             return MalformedRequestError("There must be one Host header (RFC 9112, 3.2).")
         return None
 

@@ -14,16 +14,24 @@ ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 ASKED_WITH: Final = [
     "Authorization",
     "Content-Type",
+    "Inference-Header-Content-Length",
     "X-API-Key",
     "X-Request-ID",
     "X-Request-Timeout-Ms",
 ]
-TOLD: Final = ["Retry-After", "Server-Timing", "X-Request-ID"]
+TOLD: Final = [
+    "Inference-Header-Content-Length",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-ID",
+]
 
 
 def allow_origins(app: FastAPI, origins: str) -> None:
     """Let pages of `origins`, separated by commas, use the app. Raises SettingsError."""
     named = [origin.strip() for origin in origins.split(",") if origin.strip()]
+    if not named:
+        raise SettingsError(f"cors_origins: {origins!r} names no origin")
     for origin in named:
         if not ORIGIN.fullmatch(origin):
             raise SettingsError(

@@ -233,7 +233,7 @@ async def _serve(control: socket.socket, lanes: Sequence[socket.socket]) -> None
 def main() -> None:
     """Read photos for the server at the other ends of the sockets that are given."""
     # A terminal sends them to the server too, which then ends the engine when all is answered.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     prepare_process()
     control, *lanes = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:])

@@ -33,7 +33,8 @@ def chosen_file(model_path: Path, precision: Precision, *, gains: bool) -> Path:
 
     Raises ModelFileError where int8 was asked for and its file is missing.
     """
-    if precision == "float32" or model_path.name.endswith(INT8_SUFFIX):
+    named = bool(model_path.name)  # not `/`, nor empty: that is no file, as reading it will tell
+    if not named or precision == "float32" or model_path.name.endswith(INT8_SUFFIX):
         return model_path
     int8 = model_path.with_suffix(INT8_SUFFIX)
     if int8.is_file():

@@ -77,6 +77,8 @@ def load_model(path: Path, settings: SessionSettings) -> LoadedModel:
 
 def read_model(path: Path) -> bytes:
     """The bytes of a model file. Raises ModelFileError."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ModelFileError(f"{path}: cannot read the model file (no regular file)")
     try:
         return path.read_bytes()
     except OSError as error:

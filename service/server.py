@@ -59,6 +59,8 @@ class Server(uvicorn.Server):
         """Called in the signal's handler: not ready from here on."""
         self._service.lifecycle.drain()
         super().handle_exit(sig, frame)
+        if self.force_exit:  # Ctrl-C once more: its lifespan is cut off, which it would log
+            logging.getLogger("uvicorn.error").disabled = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections; they are checked until the server has stopped."""
@@ -216,6 +218,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+    except UnicodeError as error:  # of the encoding for names of hosts
+        raise StartupError(f"cannot listen on {host!r}: no name of a host") from error
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         hint = "; --port or LAN_FER_PORT takes another (0: any that is free)" if taken else ""

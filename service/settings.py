@@ -214,7 +214,7 @@ class Settings(BaseSettings):
     )
     stage_limit_ms: int = Field(
         60_000,
-        ge=1,
+        ge=500,
         le=3_600_000,
         description="Milliseconds one run of a stage (image work, a batch of a network) may take; "
         "past it the engine that it is in is ended, and another started; without engines, the "
@@ -249,7 +249,8 @@ class Settings(BaseSettings):
     rate_limit: str | None = Field(
         None,
         description="Photos each name of an API key may send to one replica, such as 10/second or "
-        "10/second;5000/day; more get 429. One that can't be read counts too, one that finds no "
+        "10/second;5000/day; more get 429. Counted in windows, so that for a moment nearly twice "
+        "as many may pass. One that can't be read counts too, one that finds no "
         "room does not. Unset: no limit.",
     )
     cors_origins: str | None = Field(
@@ -270,11 +271,11 @@ class Settings(BaseSettings):
         "plain", description="One line an event: key=value, or a JSON object."
     )
 
-    @field_validator("min_score", mode="before")
+    @field_validator("min_score", "cors_origins", mode="before")
     @classmethod
     def _unset_where_empty(cls, value: object) -> object:
         # A line `LAN_FER_MIN_SCORE=` of an environment file.
-        return None if value == "" else value
+        return None if isinstance(value, str) and not value.strip() else value
 
     @property
     def session_settings(self) -> SessionSettings:

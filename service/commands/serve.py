@@ -30,13 +30,32 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises StartupError where the service cannot start."""
+    _open_missing_streams()
     # Until the server has its own: the first process of a container ignores them otherwise.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _stopping_signals():
         signal.signal(number, _end_at_once)
     settings = load_settings(**given_settings(arguments))
     configure_logging(settings.log_level, settings.log_format)
     serve(settings)
     return 0
+
+
+def _open_missing_streams() -> None:
+    """Started with `>&- 2>&-`, a socket would get their numbers, and what is written to them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _stopping_signals() -> tuple[signal.Signals, ...]:
+    """SIGHUP too, of a terminal that closes; but not where `nohup` has it ignored."""
+    stopping = (signal.SIGTERM, signal.SIGINT)
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+        return stopping
+    return (*stopping, hang_up)
 
 
 def _end_at_once(*_: object) -> None:
@@ -63,9 +82,9 @@ def serve(settings: Settings) -> None:
 
     app = create_app(settings, on_started=started)
     server = make_server(app, settings)
-    # uvicorn takes both signals while it runs, then raises them once more for whoever had them
+    # uvicorn takes the first two while it runs, then raises them once more for whoever had them
     # before. A stop that was asked for and carried out is no failure: exit code 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _stopping_signals():
         signal.signal(number, server.handle_exit)
     with listen(settings.host, settings.port) as listener:
         server.run(sockets=[listener])

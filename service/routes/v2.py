@@ -61,7 +61,7 @@ ModelName = Annotated[
 ]
 
 
-_REQUEST_BODY: Final = {
+_REQUEST_BODY: Final[dict[str, Any]] = {
     "required": True,
     "content": {
         "application/json": {
@@ -107,6 +107,18 @@ _REQUEST_BODY: Final = {
             }
         }
     },
+}
+
+
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY["content"]["application/octet-stream"] = _BINARY
+_LENGTH: Final = {
+    "description": "Bytes of JSON before the binary tensors.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_LENGTH_PARAMETER: Final = {"name": JSON_LENGTH, "in": "header", "required": False, **_LENGTH}
+_BINARY_REPLY: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/octet-stream": _BINARY}, "headers": {JSON_LENGTH: _LENGTH}}
 }
 
 
@@ -215,7 +227,8 @@ async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
     "/v2/models/{name}/infer",
     summary="Read the expressions in images",
     response_model=InferReply,
-    responses=problems(
+    responses=_BINARY_REPLY
+    | problems(
         EmptyBodyError,
         UnknownModelError,
         PayloadTooLargeError,
@@ -229,7 +242,7 @@ async def model(name: ModelName, service: ServiceDependency) -> ModelMetadata:
         InferenceError,
         DeadlineExceededError,
     ),
-    openapi_extra={"requestBody": _REQUEST_BODY},
+    openapi_extra={"requestBody": _REQUEST_BODY, "parameters": [_LENGTH_PARAMETER]},
 )
 async def infer(
     request: Request, name: ModelName, service: ServiceDependency, timeout_ms: RequestTimeout = None

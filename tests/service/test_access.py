@@ -134,6 +134,7 @@ def test_a_request_of_many_images_counts_as_many() -> None:
         ({"rate_limit": "2/hour"}, "set api_keys"),
         ({"api_keys": KEYS, "rate_limit": "often"}, 'rate_limit: "often" is not like'),
         ({"api_keys": KEYS, "rate_limit": "0/hour"}, "allows nothing"),
+        ({"api_keys": KEYS, "rate_limit": f"1/{'9' * 400} years"}, "over a year"),
     ],
 )
 def test_wrong_settings_are_refused_without_a_key_in_the_words(
@@ -209,10 +210,19 @@ def test_pages_of_named_origins_may_ask_even_about_problems(serve: Serve) -> Non
         assert "access-control-allow-origin" not in stranger.headers
 
 
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_no_origins_are_as_none_set(monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+    """A line of an environment file without a value; refusals are cheap only without origins."""
+    monkeypatch.setenv("LAN_FER_CORS_ORIGINS", empty)
+    assert load_settings().cors_origins is None
+
+
 @pytest.mark.parametrize("wrong", ["app.example", "https://app.example/path", "https://*", "null"])
 def test_what_is_no_origin_is_refused(serve: Serve, wrong: str) -> None:
     with pytest.raises(SettingsError, match="cors_origins"):
         serve(cors_origins=f"http://localhost,{wrong}")
+    with pytest.raises(SettingsError, match="names no origin"):
+        serve(cors_origins=",")
 
 
 @pytest.mark.parametrize("path", ["/model", "/no/such", "/metrics", "/docs", "/openapi.json", "/"])

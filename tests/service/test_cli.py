@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnxruntime
 import pytest
 
 from service.settings import Settings
+from tests.service.serving import wait_until
 
 PATIENCE_SECONDS = 60
 
@@ -42,7 +44,7 @@ def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serves_until_it_is_told_to_stop(number: signal.Signals, portrait_jpeg: bytes) -> None:
     with serving("--port", "0") as (process, lines):
         found = re.search(r"url=(http://127\.0\.0\.1:\d+)", lines[-1])
@@ -64,6 +66,44 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals, portrait_jpeg: 
     assert re.search(r" request_id=abc-123 method=POST route=/predict status=200 ", access)
     assert " faces=1 " in access
     assert "error" not in access
+
+
+def test_ctrl_c_twice_leaves_no_traceback() -> None:
+    with serving("--port", "0") as (process, lines):
+        found = re.search(r"url=http://(127\.0\.0\.1):(\d+)", lines[-1])
+        assert found
+        with socket.create_connection((found[1], int(found[2]))) as waits:
+            waits.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_SECONDS) == 0
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_nohup_is_respected() -> None:
+    command = ["nohup", sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("event=ready" in line for line in process.stderr)
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="which files are open is read in /proc")
+def test_serves_without_standard_streams() -> None:
+    """Their numbers are not those of sockets then, whatever a library writes to them."""
+    script = f"exec {sys.executable} -m service.cli serve --port 0 <&- >&- 2>&-"
+    with subprocess.Popen(["bash", "-c", script]) as process:
+        files = [Path(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        wait_until(lambda: all(file.exists() for file in files))
+        wait_until(lambda: {str(file.readlink()) for file in files} == {os.devnull})
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="which signals are minded is read in /proc")
@@ -100,6 +140,17 @@ def start_and_fail(*flags: str) -> str:
     (line,) = done.stderr.splitlines()
     assert line.startswith("lan-fer: ")
     return line
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 64])
+def test_a_host_that_is_none_is_one_line(host: str) -> None:
+    assert "cannot listen on" in start_and_fail("--host", host)
+
+
+@pytest.mark.parametrize("flag", ["--model-path", "--detector-path"])
+@pytest.mark.parametrize("path", ["", "/", "/dev/zero"])
+def test_a_model_that_is_no_file_is_one_line(flag: str, path: str) -> None:
+    assert "cannot read the model file" in start_and_fail(flag, path)
 
 
 @pytest.mark.parametrize("flag", ["--model-path", "--detector-path"])

@@ -414,6 +414,21 @@ def test_a_request_says_once_which_host_it_is_for(
         assert read_all(connection).startswith(f"HTTP/1.1 {status} ")
 
 
+def test_http_1_0_knows_neither_continue_nor_pieces(
+    server: RunningServer, portrait_jpeg: bytes
+) -> None:
+    head = b"POST /predict HTTP/1.0\r\nContent-Type: image/jpeg\r\n"
+    expects = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(portrait_jpeg)
+    with connected(server) as connection:
+        connection.sendall(head + expects + portrait_jpeg)
+        assert read_all(connection).startswith("HTTP/1.1 200 ")
+    with connected(server) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+        reply = read_all(connection)
+    assert reply.startswith("HTTP/1.1 400 ")
+    assert "HTTP/1.0 has no Transfer-Encoding" in reply
+
+
 def test_a_bad_head_behind_a_photo_leaves_the_photo_alone(
     server: RunningServer, portrait_jpeg: bytes
 ) -> None:

@@ -17,6 +17,7 @@ import tritonclient.http as triton
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from service.open_inference import PIECE, write_reply
 from service.pipeline import Networks
 from tests.service.serving import RunningServer, Serve
 
@@ -255,3 +256,34 @@ def test_every_reference_in_the_openapi_document_leads_somewhere(client: httpx.C
             found = found[part]
     schema = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
     assert schema["application/json"]["schema"]["required"] == ["inputs"]
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+def test_json_of_many_numbers_is_the_same_in_pieces(count: int) -> None:
+    numbers = np.arange(count, dtype=np.float32).reshape(count, 1) / 7
+    texts = np.array([f'"{number}"' for number in range(count)], np.object_)
+    found = {"confidence": numbers, "label": texts}
+    body, json_length = write_reply({"model_name": "x"}, found, dict.fromkeys(found, False))
+    assert json_length is None
+    outputs = [
+        {
+            "name": "confidence",
+            "datatype": "FP32",
+            "shape": [count, 1],
+            "data": numbers[:, 0].tolist(),
+        },
+        {"name": "label", "datatype": "BYTES", "shape": [count], "data": texts.tolist()},
+    ]
+    text = json.dumps({"model_name": "x", "outputs": outputs}, separators=(",", ":"))
+    assert body.decode() == text
+
+
+def test_the_binary_form_is_in_the_document(client: httpx.Client) -> None:
+    infer = client.get("/openapi.json").json()["paths"]["/v2/models/{name}/infer"]["post"]
+    assert "application/octet-stream" in infer["requestBody"]["content"]
+    assert {"application/json", "application/octet-stream"} <= set(
+        infer["responses"]["200"]["content"]
+    )
+    header = "Inference-Header-Content-Length"
+    assert header in infer["responses"]["200"]["headers"]
+    assert header in [parameter["name"] for parameter in infer["parameters"]]

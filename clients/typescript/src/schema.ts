@@ -1771,6 +1771,8 @@ export interface operations {
             header?: {
                 /** @description Milliseconds from the body's arrival to the reply; past it the reply is 504 and the work is dropped. Never more than the service's own deadline. */
                 "X-Request-Timeout-Ms"?: number | null;
+                /** @description Bytes of JSON before the binary tensors. */
+                "Inference-Header-Content-Length"?: number;
             };
             path: {
                 /** @description lan-fer, or the name of the expression network (GET /model). */
@@ -1800,16 +1802,20 @@ export interface operations {
                     }[];
                     parameters?: Record<string, never>;
                 };
+                "application/octet-stream": string;
             };
         };
         responses: {
             /** @description Successful Response */
             200: {
                 headers: {
+                    /** @description Bytes of JSON before the binary tensors. */
+                    "Inference-Header-Content-Length"?: number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["InferReply"];
+                    "application/octet-stream": string;
                 };
             };
             /** @description The request carries no image bytes; The request body cannot be parsed */
