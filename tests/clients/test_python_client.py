@@ -35,7 +35,14 @@ from tests.service.serving import RunningServer, Serve
 QUICK = Retries(attempts=4, first_wait=0.001)
 SHARED = [
     name
-    for name in (*package.__all__, "BatchItem", "BatchReply", "FieldProblem", "NetworkInfo")
+    for name in (
+        *package.__all__,
+        "BatchItem",
+        "BatchReply",
+        "FieldProblem",
+        "NetworkInfo",
+        "Status",
+    )
     if hasattr(schemas, name)
 ]
 # The service checks them; the client leaves that to it.

@@ -1,7 +1,12 @@
 """Client of lan-fer, the REST service that reads facial expressions from photos."""
 
 from lan_fer_client.client import AsyncClient, Client
-from lan_fer_client.errors import ClientError, ConnectionFailedError, ProblemError
+from lan_fer_client.errors import (
+    BadReplyError,
+    ClientError,
+    ConnectionFailedError,
+    ProblemError,
+)
 from lan_fer_client.models import (
     Attention,
     Box,
@@ -25,6 +30,7 @@ from lan_fer_client.retries import Retries
 __all__ = [
     "AsyncClient",
     "Attention",
+    "BadReplyError",
     "Box",
     "ClassifierInfo",
     "Client",

@@ -1,24 +1,20 @@
-"""Calls as values: what both clients send, and what they make of what comes back."""
+"""Calls as values: what both clients send."""
 
 from __future__ import annotations
 
-import http
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from pydantic import ValidationError
 
-from lan_fer_client.errors import ConnectionFailedError, ProblemError
-from lan_fer_client.models import BatchReply, PredictOptions, PredictReply, Problem
-from lan_fer_client.retries import retry_after
+from lan_fer_client.models import PredictOptions
 
 Photo = str | Path | bytes
 """A path, or the bytes of an image file."""
 
 FIELD = "file"
-MAX_FOREIGN_TEXT = 200
+JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -28,19 +24,26 @@ class Call:
     method: str
     path: str
     params: dict[str, str] = field(default_factory=dict)
-    headers: dict[str, str] = field(default_factory=dict)
+    accept: str = JSON
     photos: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def wants_picture(self) -> bool:
+        """Whether an image file is asked for."""
+        return self.accept != JSON
 
     def build(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request as httpx sends it."""
         files = [(FIELD, photo) for photo in self.photos] or None
+        # The service does not compress.
+        headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
         return http.build_request(
-            self.method, self.path, params=self.params, headers=self.headers, files=files
+            self.method, self.path, params=self.params, headers=headers, files=files
         )
 
 
 def predict_call(
-    path: str, photos: Sequence[Photo], options: PredictOptions, *, accept: str = "application/json"
+    path: str, photos: Sequence[Photo], options: PredictOptions, *, accept: str = JSON
 ) -> Call:
     """Photos to be read.
 
@@ -57,7 +60,7 @@ def predict_call(
         "POST",
         path,
         params={name: str(value) for name, value in given.items()},
-        headers={"Accept": accept},
+        accept=accept,
         photos=tuple(_named(photo) for photo in photos),
     )
 
@@ -69,34 +72,3 @@ def _named(photo: Photo) -> tuple[str, bytes]:
         raise ValueError(f"{photo}: a web address is not fetched; give a path, or the file's bytes")
     path = Path(photo)
     return path.name, path.read_bytes()
-
-
-def checked(outcome: httpx.Response | httpx.TransportError) -> httpx.Response:
-    """A reply that is no error. Raises ConnectionFailedError and ProblemError."""
-    if isinstance(outcome, httpx.TransportError):
-        reason = str(outcome) or type(outcome).__name__
-        raise ConnectionFailedError(f"no reply from the service: {reason}") from outcome
-    if outcome.is_success:
-        return outcome
-    raise ProblemError(_problem(outcome), retry_after_seconds=retry_after(outcome))
-
-
-def _problem(response: httpx.Response) -> Problem:
-    try:
-        return Problem.model_validate_json(response.content)
-    except ValidationError:
-        # Not the service's: a proxy between here and there.
-        return Problem(
-            type="about:blank",
-            title=http.HTTPStatus(response.status_code).phrase,
-            status=response.status_code,
-            detail=response.text[:MAX_FOREIGN_TEXT],
-            request_id=response.headers.get("x-request-id", ""),
-        )
-
-
-def answers(response: httpx.Response) -> list[PredictReply | Problem]:
-    """A reply or a problem for each photo."""
-    reply = BatchReply.model_validate_json(response.content)
-    found = [item.reply or item.problem for item in reply.results]
-    return [answer for answer in found if answer is not None]

@@ -6,9 +6,9 @@ the viewer's. Fields that a newer service adds are ignored.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 Point = tuple[float, float]
 Grid = list[list[float]]
@@ -138,7 +138,8 @@ class PredictReply(_Model):
     model: ModelVersion
     image: ImageInfo
     faces_found: int
-    faces: list[FaceReply]
+    # One that is wrong will do: notes on millions would take gigabytes.
+    faces: Annotated[list[FaceReply], FailFast()]
     timings_ms: Timings
     notes: list[str]
 
@@ -173,7 +174,13 @@ class BatchReply(_Model):
     """The answer to several photos, in their order."""
 
     request_id: str
-    results: list[BatchItem]
+    results: Annotated[list[BatchItem], FailFast()]
+
+
+class Status(_Model):
+    """The answer of a service that takes photos."""
+
+    status: Literal["live", "ready"]
 
 
 class NetworkInfo(_Model):

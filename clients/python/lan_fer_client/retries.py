@@ -21,6 +21,9 @@ RETRIED_FAILURES = (
     httpx.RemoteProtocolError,
 )
 
+Outcome = httpx.Response | httpx.RequestError
+"""Of one attempt."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
@@ -35,9 +38,7 @@ class Retries:
     longest_wait: float = 30.0
     """No single wait is longer; a reply that asks for a longer one is given to the caller."""
 
-    def wait_after(
-        self, attempt: int, outcome: httpx.Response | httpx.TransportError
-    ) -> float | None:
+    def wait_after(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait after the given attempt (from 1); None where it was the last."""
         if attempt >= self.attempts:
             return None
