@@ -4,13 +4,29 @@
  * Types come from the service's OpenAPI document (schema.ts, generated). It needs nothing but `fetch`:
  * a browser, Node 20 or newer, Deno, Bun.
  */
+import type { Problem } from "./errors.js";
+import {
+  answers,
+  checked,
+  isModelReply,
+  isPredictReply,
+  isStatus,
+  type Outcome,
+  parsed,
+  picture,
+  type Reply,
+  retryAfter,
+  TooLongError,
+  whole,
+} from "./replies.js";
 import type { components, paths } from "./schema.js";
+
+export { BadReplyError, ConnectionFailedError, type Problem, ProblemError } from "./errors.js";
 
 type Schemas = components["schemas"];
 export type PredictReply = Schemas["PredictReply"];
 export type FaceReply = Schemas["FaceReply"];
 export type ModelReply = Schemas["ModelReply"];
-export type Problem = Schemas["Problem"];
 /** How to read a photo; what is left out is left to the service. */
 export type PredictOptions = NonNullable<paths["/predict"]["post"]["parameters"]["query"]>;
 export type PictureType = "image/jpeg" | "image/png";
@@ -38,30 +54,7 @@ const DEFAULT_RETRIES: Retries = { attempts: 5, firstWaitMs: 250, longestWaitMs:
 // Full for now, a proxy without a server behind it, starting or stopping.
 const RETRIED_STATUSES: ReadonlySet<number> = new Set([429, 502, 503]);
 const UNAVAILABLE = 503;
-const MAX_FOREIGN_TEXT = 200;
-
-/** The service, or a proxy before it, answered with an error. */
-export class ProblemError extends Error {
-  override readonly name = "ProblemError";
-
-  constructor(
-    readonly problem: Problem,
-    /** After how many seconds the service asks to try again; undefined where it does not. */
-    readonly retryAfterSeconds: number | undefined,
-  ) {
-    super(`${problem.status} ${problem.title}: ${problem.detail}`);
-  }
-
-  /** The last part of the problem's type, as "image-too-large"; it never changes. */
-  get kind(): string {
-    return this.problem.type.slice(this.problem.type.lastIndexOf(":") + 1);
-  }
-}
-
-/** No reply came in any attempt: refused, broken off, or not in time. `cause` says which. */
-export class ConnectionFailedError extends Error {
-  override readonly name = "ConnectionFailedError";
-}
+const JSON_TYPE = "application/json";
 
 interface Call {
   readonly method: "GET" | "POST";
@@ -70,8 +63,6 @@ interface Call {
   readonly photos?: readonly Blob[];
   readonly accept?: string;
 }
-
-type Outcome = { readonly response: Response } | { readonly failure: unknown };
 
 export class Client {
   readonly #baseUrl: string;
@@ -91,10 +82,10 @@ export class Client {
     this.#retries = { ...DEFAULT_RETRIES, ...settings.retries };
   }
 
-  /** The faces in one photo. Throws ProblemError and ConnectionFailedError. */
+  /** The faces in one photo. Throws ProblemError, ConnectionFailedError and BadReplyError. */
   async predict(photo: Blob, options: PredictOptions = {}): Promise<PredictReply> {
     const call: Call = { method: "POST", path: "/predict", photos: [photo], options };
-    return (await (await this.#send(call)).json()) as PredictReply;
+    return await parsed(await this.#send(call), isPredictReply);
   }
 
   /** A reply, or what is wrong, for each photo in order, in one call. Throws as predict. */
@@ -103,12 +94,7 @@ export class Client {
     options: PredictOptions = {},
   ): Promise<(PredictReply | Problem)[]> {
     const call: Call = { method: "POST", path: "/predict/batch", photos, options };
-    const reply = (await (await this.#send(call)).json()) as Schemas["BatchReply"];
-    return reply.results.map(({ reply, problem }) => {
-      const answer = reply ?? problem;
-      if (answer === null) throw new TypeError("an item with neither a reply nor a problem");
-      return answer;
-    });
+    return await answers(await this.#send(call), photos.length);
   }
 
   /** The photo with everything drawn on it, as an image file. Throws as predict. */
@@ -118,23 +104,25 @@ export class Client {
     accept: PictureType = "image/jpeg",
   ): Promise<Blob> {
     const call: Call = { method: "POST", path: "/predict", photos: [photo], options, accept };
-    return await (await this.#send(call)).blob();
+    return await picture(await this.#send(call), accept);
   }
 
   /** What is being served: labels, contract, licences. Throws as predict. */
   async model(): Promise<ModelReply> {
-    return (await (await this.#send({ method: "GET", path: "/model" })).json()) as ModelReply;
+    return await parsed(await this.#send({ method: "GET", path: "/model" }), isModelReply);
   }
 
-  /** Whether it takes photos; asked once. Throws ConnectionFailedError without a reply. */
+  /**
+   * Whether it takes photos; asked once. Throws ConnectionFailedError without a reply, ProblemError and
+   * BadReplyError for another's.
+   */
   async isReady(): Promise<boolean> {
     const outcome = await this.#once({ method: "GET", path: "/health/ready" });
-    if ("response" in outcome && outcome.response.status === UNAVAILABLE) return false;
-    await checked(outcome);
-    return true;
+    if ("reply" in outcome && outcome.reply.head.status === UNAVAILABLE) return false;
+    return (await parsed(await checked(outcome), isStatus)).status === "ready";
   }
 
-  async #send(call: Call): Promise<Response> {
+  async #send(call: Call): Promise<Reply> {
     for (let attempt = 1; ; attempt++) {
       const outcome = await this.#once(call);
       const wait = waitAfter(this.#retries, attempt, outcome);
@@ -148,14 +136,16 @@ export class Client {
     for (const [name, value] of Object.entries(call.options ?? {})) {
       if (value !== undefined && value !== null) url.searchParams.set(name, String(value));
     }
+    const accept = call.accept ?? JSON_TYPE;
     try {
-      const response = await fetch(url, {
+      const head = await fetch(url, {
         method: call.method,
-        headers: { ...this.#headers, Accept: call.accept ?? "application/json" },
+        headers: { ...this.#headers, Accept: accept },
         body: call.photos === undefined ? null : formOf(call.photos),
+        redirect: "manual", // else the key and the photos would go along to any other host
         signal: AbortSignal.timeout(this.#timeoutMs),
       });
-      return { response };
+      return { reply: await whole(head, accept !== JSON_TYPE) };
     } catch (failure) {
       return { failure };
     }
@@ -171,49 +161,20 @@ function formOf(photos: readonly Blob[]): FormData {
 /** Milliseconds to wait after the given attempt (from 1); undefined where it was the last. */
 function waitAfter(retries: Retries, attempt: number, outcome: Outcome): number | undefined {
   if (attempt >= retries.attempts) return undefined;
-  if ("response" in outcome) {
-    if (!RETRIED_STATUSES.has(outcome.response.status)) return undefined;
-    const asked = retryAfter(outcome.response);
+  if ("reply" in outcome) {
+    if (!RETRIED_STATUSES.has(outcome.reply.head.status)) return undefined;
+    const asked = retryAfter(outcome.reply.head);
     if (asked !== undefined) return asked * 1000 <= retries.longestWaitMs ? asked * 1000 : undefined;
-  } else if (isTimeout(outcome.failure)) {
-    return undefined; // a reply that was late would not come sooner a second time
+  } else if (isFinal(outcome.failure)) {
+    return undefined;
   }
   const wait = Math.min(retries.longestWaitMs, retries.firstWaitMs * 2 ** (attempt - 1));
   // Half of it is left to chance: clients refused together must not come back together.
   return wait * (0.5 + Math.random() / 2);
 }
 
-/** Seconds in the header Retry-After, a number or a date; undefined where it is neither. */
-function retryAfter(response: Response): number | undefined {
-  const text = response.headers.get("retry-after")?.trim() ?? "";
-  if (/^\d+$/.test(text)) return Number(text);
-  const moment = Date.parse(text);
-  return Number.isNaN(moment) ? undefined : Math.max(0, (moment - Date.now()) / 1000);
-}
-
-function isTimeout(failure: unknown): boolean {
-  return failure instanceof DOMException && failure.name === "TimeoutError";
-}
-
-async function checked(outcome: Outcome): Promise<Response> {
-  if ("failure" in outcome) {
-    throw new ConnectionFailedError("no reply from the service", { cause: outcome.failure });
-  }
-  if (outcome.response.ok) return outcome.response;
-  throw new ProblemError(await problemOf(outcome.response), retryAfter(outcome.response));
-}
-
-async function problemOf(response: Response): Promise<Problem> {
-  const text = await response.text();
-  if (response.headers.get("content-type")?.startsWith("application/problem+json")) {
-    return JSON.parse(text) as Problem;
-  }
-  // Not the service's: a proxy between here and there.
-  return {
-    type: "about:blank",
-    title: response.statusText,
-    status: response.status,
-    detail: text.slice(0, MAX_FOREIGN_TEXT),
-    request_id: response.headers.get("x-request-id") ?? "",
-  };
+/** A reply that was late or too long would not be better a second time. */
+function isFinal(failure: unknown): boolean {
+  const isLate = failure instanceof DOMException && failure.name === "TimeoutError";
+  return isLate || failure instanceof TooLongError;
 }

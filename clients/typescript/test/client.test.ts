@@ -47,11 +47,12 @@ test("an address without http:// is refused at once", () => {
 
 type Answer = (response: ServerResponse) => void;
 const status =
-  (code: number, headers: Record<string, string> = {}): Answer =>
+  (code: number, headers: Record<string, string> = {}, body = "{}"): Answer =>
   (response) =>
-    response.writeHead(code, headers).end("{}");
+    response.writeHead(code, headers).end(body);
 const hangUp: Answer = (response) => response.destroy();
 const json = { "content-type": "application/json" };
+const read = status(200, json, '{"model": {}, "image": {}, "faces": []}');
 
 /** Runs `body` against a server that gives these answers; returns how many were asked for. */
 async function faulty(answers: Answer[], body: (url: string) => Promise<void>): Promise<number> {
@@ -70,7 +71,7 @@ async function faulty(answers: Answer[], body: (url: string) => Promise<void>): 
 }
 
 test("what passes is tried again", async () => {
-  const answers = [status(503, { "retry-after": "0" }), hangUp, status(502), status(200, json)];
+  const answers = [status(503, { "retry-after": "0" }), hangUp, status(502), read];
   const asked = await faulty(answers, async (url) => {
     await new Client({ baseUrl: url, retries: quick }).predict(photo);
   });
