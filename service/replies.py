@@ -14,6 +14,7 @@ import pybase64
 from numpy.typing import NDArray
 
 from service.drawing import FaceAnnotation, draw_faces
+from service.errors import ImageTooLargeError
 from service.expression import ExpressionModel
 from service.faces.quality import sharpness
 from service.heatmap import heat_overlay
@@ -39,6 +40,8 @@ from service.schemas import (
 PIXEL_DECIMALS, DEGREE_DECIMALS, MS_DECIMALS = 2, 2, 2
 SCORE_DECIMALS, ATTENTION_DECIMALS, LOGIT_DECIMALS = 4, 4, 6
 SHARPNESS_DECIMALS = 5
+# What goes from the engine to the client passes the event loop in one piece.
+MAX_PICTURE_BYTES = 64 * 1024 * 1024
 
 
 class Reply(NamedTuple):
@@ -155,8 +158,17 @@ class ReplyWriter:
         )
 
     def picture(self, recognition: Recognition, media_type: str) -> bytes:
-        """The photo with boxes, landmarks, labels and heat maps drawn on it, encoded."""
-        return encode_image(self.drawn(recognition), media_type)
+        """The photo with boxes, landmarks, labels and heat maps drawn on it, encoded.
+
+        Raises ImageTooLargeError where that is more than is sent.
+        """
+        content = encode_image(self.drawn(recognition), media_type)
+        if len(content) > MAX_PICTURE_BYTES:
+            raise ImageTooLargeError(
+                f"Drawn on, the photo has {len(content)} bytes as {media_type}; at most "
+                f"{MAX_PICTURE_BYTES} are sent. Ask for image/jpeg, or send a smaller photo."
+            )
+        return content
 
     def drawn(self, recognition: Recognition) -> NDArray[np.uint8]:
         """The same picture as pixels, [H,W,3] uint8 RGB."""

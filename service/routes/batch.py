@@ -122,10 +122,11 @@ async def predict_batch(
     return Response(content, media_type=JSON)
 
 
-def _json(request_id: str, items: Sequence[BatchItem]) -> str:
+def _json(request_id: str, items: Sequence[BatchItem]) -> bytes:
     """A BatchReply, item by item: no other thread runs while one is made."""
-    head = BatchReply(request_id=request_id, results=[]).model_dump_json().removesuffix("]}")
-    return f"{head}{','.join(item.model_dump_json() for item in items)}]}}"
+    head = BatchReply(request_id=request_id, results=[]).model_dump_json().encode()
+    results = b",".join(item.model_dump_json().encode() for item in items)
+    return b"".join((head.removesuffix(b"]}"), results, b"]}"))
 
 
 async def _read_all(

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from service import replies
 from service.pipeline import Networks
 from service.schemas import EXAMPLE_REPLY, PredictReply
 from tests.service.image_files import animation, encoded, exif
@@ -224,6 +225,21 @@ def test_overlay_shows_the_chosen_map(
     evidence = overlay_pixels(face["evidence"]["overlay"])
     assert evidence.shape == (size, size, 3)
     assert not np.array_equal(attention, evidence)
+
+
+def test_a_picture_of_too_many_bytes_is_asked_for_in_another_form(
+    serve: Serve, portrait_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "MAX_PICTURE_BYTES", 100_000)
+    with serve().client() as client:
+        refused = client.post(
+            "/predict", content=portrait_jpeg, headers={**JPEG, "Accept": "image/png"}
+        )
+        assert "Ask for image/jpeg" in assert_problem(refused, 413, "image-too-large")
+        drawn = client.post(
+            "/predict", content=portrait_jpeg, headers={**JPEG, "Accept": "image/jpeg"}
+        )
+        assert drawn.status_code == 200
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])

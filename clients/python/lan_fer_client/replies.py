@@ -15,7 +15,7 @@ from lan_fer_client.text import printable
 
 MEBIBYTE = 1024 * 1024
 MAX_JSON_BYTES = 64 * MEBIBYTE  # many photos of many faces, all with overlays, come to some 35
-MAX_PICTURE_BYTES = 256 * MEBIBYTE  # a PNG of 64 megapixels comes to some 200
+MAX_PICTURE_BYTES = 128 * MEBIBYTE  # twice what the service sends
 MAX_JSON_PARTS = 1_000_000  # commas and brackets: a face has some 200; each may take a kilobyte
 MAX_EXCERPT = 200  # characters
 MAX_COUNTED_ERRORS = 100

@@ -15,7 +15,7 @@ export type Outcome = { readonly reply: Reply } | { readonly failure: unknown };
 
 const MEBIBYTE = 1024 * 1024;
 const MAX_JSON_BYTES = 64 * MEBIBYTE; // many photos of many faces, all with overlays, come to some 35
-const MAX_PICTURE_BYTES = 256 * MEBIBYTE; // a PNG of 64 megapixels comes to some 200
+const MAX_PICTURE_BYTES = 128 * MEBIBYTE; // twice what the service sends
 const MAX_JSON_PARTS = 1_000_000; // commas and brackets: a face has some 200
 const MAX_EXCERPT = 200; // characters
 const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
