@@ -233,8 +233,9 @@ def _decode(
         _check_parts(image)
         tile_pixels = _check_tile(image, max_pixels)
         _check_jpeg_parts(image, data)
-        # In one piece: what its decoder does not take at once is copied for each piece more.
-        image.decodermaxblock = max(len(data), image.decodermaxblock)
+        if image_format == "JPEG":
+            # In one piece: what its decoder does not take at once is copied for each piece more.
+            image.decodermaxblock = max(len(data), image.decodermaxblock)
         frames = header.frames or _frame_count(image, image_format)
         if admit is not None:
             pixels_held = max(image.width * image.height, tile_pixels)
