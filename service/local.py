@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import ImageFileError, PayloadTooLargeError, ServiceError, UnavailableError
+from service.errors import ImageFileError, ServiceError, UnavailableError
 from service.expression import ExpressionModel
+from service.files import read_file
 from service.imaging import DecodedImage, ImageLimits, from_pillow
 from service.metrics import Metrics
 from service.options import check_options, wishes_of
@@ -277,22 +278,6 @@ def _open(photo: Photo, limits: ImageLimits) -> bytes | DecodedImage:
         "a photo is a path, the bytes of an image file, a Pillow image or an array [H,W,3] uint8 "
         f"RGB, not {type(photo).__name__}"
     )
-
-
-def read_file(path: Path, max_bytes: int) -> bytes:
-    """The bytes of `path`. Raises ImageFileError, or PayloadTooLargeError before it is read.
-
-    Both begin with the path: where several files are read, it says which one it was.
-    """
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise PayloadTooLargeError(
-                f"{path}: The file has {size} bytes; at most {max_bytes} are taken."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageFileError(f"{path}: The file cannot be read ({error.strerror}).") from error
 
 
 def _checked(pixels: UInt8) -> UInt8:

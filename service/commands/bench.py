@@ -21,6 +21,7 @@ from service.commands.flags import (
 from service.commands.flags import report as report_failures
 from service.commands.progress import Bar, progress
 from service.errors import ImageFileError, RequestError, ServiceError
+from service.files import read_file
 from service.sources import find_sources
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print. Raises what reading the photos raises."""
-    from service.local import Recognizer, read_file
+    from service.local import Recognizer
 
     with Recognizer.load(**given_settings(arguments)) as recognizer:
         limit = recognizer.settings.max_body_bytes
