@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,24 @@ def written(path: str | Path) -> Iterator[None]:
     except OSError as error:
         name = "standard output" if str(path) == STANDARD_OUTPUT else path
         raise OutputError(f"{name}: cannot be written ({error.strerror or error}).") from error
+
+
+def require_apart(targets: Iterable[Path], sources: Iterable[Path]) -> None:
+    """Raises OutputError where a target is one of the sources, under whatever name."""
+    there = {_place(target) for target in targets} - {None}
+    for source in sources if there else ():
+        if _place(source) in there:
+            raise OutputError(
+                f"{source}: is to be read, and would be written over; choose another place."
+            )
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return None
+    return found.st_dev, found.st_ino
 
 
 def make_folder(folder: Path) -> None:
