@@ -57,9 +57,13 @@ def list_photos(address: str) -> list[str]:
         infos = [system.get_file_info(root)]
         if infos[0].type == fs.FileType.Directory:
             infos = system.get_file_info(fs.FileSelector(root, recursive=True))
+        paths = sorted(i.path for i in infos if i.type == fs.FileType.File and _is_photo(i.path))
     except OSError as error:
         raise ImageFileError(f"{address}: cannot be listed ({error}).") from error
-    paths = sorted(i.path for i in infos if i.type == fs.FileType.File and _is_photo(i.path))
+    except UnicodeDecodeError as error:  # Arrow's own, of a folder given as file:///...
+        raise ImageFileError(
+            f"{address}: a name in it is no UTF-8, as an address must be; give the folder's path."
+        ) from error
     if not paths:
         raise ImageFileError(f"{address}: no photos in this folder or below it.")
     scheme = address.partition(ADDRESS)[0]

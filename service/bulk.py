@@ -18,8 +18,10 @@ import cv2
 
 from service.buckets import locate, read_photo_file
 from service.errors import BulkError, ImageFileError, OutputError, RequestError, ServiceError
-from service.local import Recognizer, read_file
+from service.files import read_file
+from service.local import Recognizer
 from service.parquet import rows_with, schema_of
+from service.printable import as_text
 from service.schemas import PredictReply
 from service.sources import is_address
 from service.tables import Row, columns, rows
@@ -36,6 +38,10 @@ except ImportError as error:
     raise OutputError("bulk needs Ray; in a checkout: pip install -e '.[bulk]'.") from error
 
 ERROR = "error"
+NAMES = (
+    "utf-8",
+    "surrogateescape",
+)  # Arrow takes those of files, which need not be UTF-8, as bytes
 MAX_BLOCK_PHOTOS = 1000  # one file of the output; what a lost worker has to read again
 BATCH_PHOTOS = 32  # files of a worker in memory at a time
 READERS = 8  # threads of a worker
@@ -77,13 +83,14 @@ class PhotoReader:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """[N] names in the column `source` to one row a face."""
-        sources: list[str] = batch.column("source").to_pylist()
+        sources = [str(name, *NAMES) for name in batch.column("source").to_pylist()]
         files = list(self._readers.map(self._read, sources))
         whole = [file for file in files if isinstance(file, bytes)]
         answers = self._recognizer.predict_many(whole)
         found: list[Row] = []
         for source, file in zip(sources, files, strict=True):
-            found.extend(_rows(source, next(answers) if isinstance(file, bytes) else file))
+            name = as_text(source)
+            found.extend(_rows(name, next(answers) if isinstance(file, bytes) else file))
         return pa.Table.from_pylist(found, schema=self._schema)
 
     def _read(self, source: str) -> bytes | ServiceError:
@@ -100,7 +107,7 @@ def _rows(source: str, answer: PredictReply | ServiceError) -> list[Row]:
     if isinstance(answer, PredictReply):
         return rows(source, answer)
     if isinstance(answer, RequestError | ImageFileError):
-        return [{"source": source, ERROR: answer.detail}]
+        return [{"source": source, ERROR: as_text(answer.detail)}]
     raise answer  # the network's fault, not the photo's: Ray tries again, or the job ends
 
 
@@ -115,7 +122,7 @@ def run_job(job: BulkJob) -> None:
     workers = job.workers or max(1, int(cpus))
     size = _block_size(len(job.sources), workers)
     blocks = [
-        pa.table({"source": list(job.sources[start : start + size])})
+        pa.table({"source": [s.encode(*NAMES) for s in job.sources[start : start + size]]})
         for start in range(0, len(job.sources), size)
     ]
     photos = ray.data.from_arrow(blocks)

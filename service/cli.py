@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from service.commands import bench, bulk, model, predict, serve
-from service.commands.flags import HelpFormatter, Parser, red, say
+from service.commands.flags import HelpFormatter, Parser, say
 from service.errors import ServiceError, StartupError
 
 EXIT_FAILURE = 1
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = group.load()(given[1:])
         return code
     except ServiceError as error:
-        say(f"lan-fer: {red(error.detail, sys.stderr)}")
+        say(f"lan-fer: {error.detail}", alarm=True)
         _drop_unwritten()
         return EXIT_FAILURE
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
 from service.errors import OutputError
+from service.printable import printable_json
 from service.sources import is_address
 from service.tables import Entry, Row
 from service.writing import STANDARD_OUTPUT, make_folder, written
@@ -144,7 +145,7 @@ class JsonLinesOutput(_TextOutput):
     def write(self, entry: Entry) -> None:
         """Add one entry."""
         lines = (json.dumps(document, ensure_ascii=False) for document in entry.documents)
-        self._add("".join(line + "\n" for line in lines))
+        self._add("".join(printable_json(line) + "\n" for line in lines))
 
 
 class CsvOutput(_TextOutput):

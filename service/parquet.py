@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import OutputError
+from service.printable import as_text
 from service.sources import is_address
 from service.tables import Entry, Row
 from service.writing import make_folder, written
@@ -77,6 +78,8 @@ def prepare_folder(folder: str, *, resume: bool, overwrite: bool) -> set[str]:
     are neither to be gone on with nor overwritten, or tables of another kind, and where a folder of
     this machine cannot be had.
     """
+    if as_text(folder) != folder:
+        raise OutputError(f"{folder}: the path of a Parquet folder must be UTF-8.")
     system, parts = _parts(folder)
     if not is_address(folder):
         make_folder(Path(folder))

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.detector_int8 import RANGES
 from service.errors import ServiceError
+from service.printable import printable
 from training.averaging import averaged
 from training.backbones import CheckpointError
 from training.datasets.records import PARTS, DatasetError
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run_command(options)
     except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

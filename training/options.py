@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable
 from typing import NoReturn
 
+from service.printable import printable
 from training.augmentation import Augmentation
 from training.backbones import BACKBONES
 from training.config import TrainingConfig
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """See the class."""
-        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+        self.exit(2, f"error: {printable(message)} ({self.prog} --help)\n")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.faces.detector import FaceDetector
+from service.printable import printable
 from service.runtime import SessionSettings
 from training.backbones import MobileFaceNet, load_backbone
 from training.config import TrainingConfig
@@ -101,7 +102,7 @@ def prepare_split(split: Split, paths: RunPaths) -> PreparedSplit:
         p for p, readable in zip(split.paths, faces.readable, strict=True) if not readable
     ]
     for path in unreadable:
-        print(f"unreadable, left out: {path}", flush=True)
+        print(f"unreadable, left out: {printable(str(path))}", flush=True)
     if len(unreadable) == len(split):
         raise DatasetError(f"{paths.data}: none of {len(split)} images can be read")
     return PreparedSplit(split.subset(faces.readable), faces.subset(faces.readable))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,13 @@ from service.commands.flags import (
     NETWORK_SETTINGS,
     add_settings,
     given_settings,
+    names_on_stdin,
     report,
     say,
     sentence,
 )
 from service.pipeline import load_networks
+from service.printable import as_text
 from service.settings import load_settings
 from service.sources import find_sources, is_address, require_there
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     sources = _sources(arguments.paths)
     output = _absolute(arguments.output)
     done = prepare_folder(output, resume=arguments.resume, overwrite=arguments.overwrite)
-    left = [source for source in sources if source not in done]
+    left = [source for source in sources if as_text(source) not in done]
     if left:
         say(f"{len(left)} of {len(sources)} photos to read")
         run_job(
@@ -91,11 +92,12 @@ def _sources(names: Sequence[str]) -> list[str]:
     from service.buckets import list_photos
 
     found: dict[str, None] = {}
+    lines = names_on_stdin()
     for name in names:
         if is_address(name):
             found.update(dict.fromkeys(list_photos(name)))
         else:
-            paths = find_sources([name], lines=sys.stdin)
+            paths = find_sources([name], lines=lines)
             found.update(dict.fromkeys(_absolute(str(path)) for path in paths))
     return list(found)
 

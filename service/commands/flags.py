@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NoReturn
 
 from pydantic.fields import FieldInfo
 
+from service.errors import ImageFileError
 from service.hints import did_you_mean
+from service.printable import printable
 from service.settings import ENV_PREFIX, Settings
 from service.writing import STANDARD_OUTPUT, written
 
@@ -33,6 +36,7 @@ NETWORK_SETTINGS = (
     "search",
 )
 MAX_FAILURES_SHOWN = 50
+MAX_NAME = 1 << 20  # characters; a system takes no more than some thousand
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -45,18 +49,37 @@ class Parser(argparse.ArgumentParser):
     A command's own parser does: argparse would leave that to the one above, with its usage.
     """
 
+    _words: Sequence[str] = ()  # what it was given
+
     def parse_known_args(  # type: ignore[override]
         self,
         args: Sequence[str] | None = None,
         namespace: argparse.Namespace | None = None,
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse does, but nothing may be left over."""
+        self._words = sys.argv[1:] if args is None else list(args)
         parsed, left = super().parse_known_args(args, namespace)
         if left:
-            named = (word.partition("=")[0] for word in left if word.startswith("--"))
-            hints = (did_you_mean(name, self._option_string_actions) for name in named)
+            hints = map(self._hint, left)
             self.error(f"unrecognized arguments: {' '.join(left)}{next(filter(None, hints), '')}")
         return parsed, left
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse does, but a flag that was mistyped goes before what is missing for it."""
+        if message.startswith("the following arguments are required"):
+            for word in self._words:
+                if hint := self._hint(word):
+                    message = f"unrecognized arguments: {word}{hint}"
+                    break
+        super().error(printable(message))
+
+    def _hint(self, word: str) -> str:
+        """Which flag may be meant; empty for one of this parser's, shortened ones too."""
+        name = word.partition("=")[0]
+        known = self._option_string_actions
+        if not name.startswith("--") or any(flag.startswith(name) for flag in known):
+            return ""
+        return did_you_mean(name, known)
 
 
 def add_settings(parser: argparse._ActionsContainer, names: Iterable[str]) -> None:
@@ -102,9 +125,31 @@ def _seconds(text: str, which: str, fits: Callable[[float], bool]) -> float:
     return seconds
 
 
-def say(text: str) -> None:
-    """One line for the person at the terminal: on stderr, away from the answers."""
-    sys.stderr.write(text + "\n")
+def say(text: str, *, alarm: bool = False) -> None:
+    """One line for the person at the terminal: on stderr, away from the answers.
+
+    What is not printable in it is escaped: names of files are in it, and may hold anything. An
+    alarm is red on a terminal that may be coloured (https://no-color.org).
+    """
+    line = printable(text)
+    if alarm and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        line = f"\x1b[31m{line}\x1b[0m"
+    sys.stderr.write(line + "\n")
+
+
+def names_on_stdin() -> Iterator[str]:
+    """Lines of standard input; none where it is closed. Raises ImageFileError for endless ones."""
+    if sys.stdin is None:
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors=sys.getfilesystemencodeerrors())  # names need not be UTF-8
+    while line := sys.stdin.readline(MAX_NAME):
+        if len(line) == MAX_NAME:
+            raise ImageFileError(
+                f"Standard input holds a line of {MAX_NAME} characters or more; names of files are "
+                "wanted, one a line."
+            )
+        yield line
 
 
 def answer(text: str) -> None:
@@ -118,19 +163,12 @@ def sentence(summary: str) -> str:
     return f"{summary[0].upper()}{summary[1:]}."
 
 
-def red(text: str, stream: IO[str]) -> str:
-    """`text` in red on a terminal that may be coloured (https://no-color.org)."""
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return f"\x1b[31m{text}\x1b[0m"
-
-
 def report(failures: Sequence[tuple[str, str]], total: int) -> int:
     """Say which of `total` photos could not be read, and why; the command's exit code."""
     if not failures:
         return 0
     photos = "photo" if total == 1 else "photos"
-    say(red(f"{len(failures)} of {total} {photos} could not be read:", sys.stderr))
+    say(f"{len(failures)} of {total} {photos} could not be read:", alarm=True)
     for source, detail in failures[:MAX_FAILURES_SHOWN]:
         # A file that cannot be read names itself.
         say(f"  {source}: {detail.removeprefix(f'{source}: ')}")

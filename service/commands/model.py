@@ -7,6 +7,7 @@ import argparse
 from service.commands.flags import HelpFormatter, add_settings, answer, given_settings
 from service.model_info import model_info
 from service.pipeline import load_networks
+from service.printable import printable
 from service.schemas import ModelReply
 from service.settings import load_settings
 
@@ -55,7 +56,7 @@ def _as_text(reply: ModelReply, file: str) -> str:
         "  provider ": detector.provider,
     }
     width = max(map(len, lines))
-    return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in lines.items())
+    return "\n".join(f"{k:{width}}  {printable(v)}".rstrip() for k, v in lines.items())
 
 
 def _short(value: str | float) -> str:

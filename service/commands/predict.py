@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ from service.commands.flags import (
     NETWORK_SETTINGS,
     add_settings,
     given_settings,
+    names_on_stdin,
     report,
     seconds_from_0,
     sentence,
@@ -28,10 +28,11 @@ from service.outputs import (
     open_output,
     prepare,
 )
+from service.printable import as_text
 from service.schemas import PredictOptions
-from service.sources import drawn_path, find_sources, is_video
+from service.sources import DRAWN_PHOTO, DRAWN_VIDEO, drawn_path, find_sources, is_video
 from service.tables import Entry, columns, rows
-from service.writing import STANDARD_OUTPUT, make_folder, written
+from service.writing import STANDARD_OUTPUT, make_folder, require_apart, written
 
 if TYPE_CHECKING:
     from service.local import Answer, Recognizer
@@ -114,7 +115,8 @@ def options_of(arguments: argparse.Namespace) -> PredictOptions:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read everything; exit code 1 where something could not be read."""
-    sources = find_sources(arguments.paths, lines=sys.stdin)
+    sources = find_sources(arguments.paths, lines=names_on_stdin(), drawn=arguments.draw)
+    require_apart(_targets(sources, arguments), sources)
     videos = [source for source in sources if is_video(source)]
     if not videos:
         for option in ("every", "smooth", "timeline"):
@@ -130,6 +132,14 @@ def run(arguments: argparse.Namespace) -> int:
     return read_video(videos[0], arguments, every=every, smooth_seconds=smooth)
 
 
+def _targets(sources: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Path]:
+    """What will be written, but the timeline, which is no video."""
+    if arguments.output != STANDARD_OUTPUT:
+        yield Path(arguments.output)
+    for source in sources if arguments.draw is not None else ():
+        yield drawn_path(source, arguments.draw, DRAWN_VIDEO if is_video(source) else DRAWN_PHOTO)
+
+
 def _read_photos(sources: Sequence[Path], arguments: argparse.Namespace) -> int:
     from service.local import Recognizer
 
@@ -140,7 +150,7 @@ def _read_photos(sources: Sequence[Path], arguments: argparse.Namespace) -> int:
         done = prepare(
             arguments.output, kind, resume=arguments.resume, overwrite=arguments.overwrite
         )
-        left = [source for source in sources if str(source) not in done]
+        left = [source for source in sources if as_text(str(source)) not in done]
         labels = recognizer.networks.classifier.contract.labels
         with (
             closing(open_output(arguments.output, kind, columns(labels))) as output,
@@ -169,12 +179,12 @@ def _answers(
 def _keep(source: Path, answer: Answer, output: Output, folder: Path | None) -> None:
     # The picture first: what is in the output is done, and is not drawn again.
     if folder is not None and answer.picture is not None:
-        target = drawn_path(source, folder, ".jpg")
+        target = drawn_path(source, folder, DRAWN_PHOTO)
         make_folder(target.parent)
         picture = encode_image(answer.picture, "image/jpeg")
         with written(target):
             target.write_bytes(picture)
-    name = str(source)
+    name = as_text(str(source))
     document = {"source": name, **answer.reply.model_dump(mode="json", by_alias=True)}
     output.write(Entry([document], rows(name, answer.reply)))
 

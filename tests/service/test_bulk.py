@@ -17,10 +17,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.printable import as_text
+
 pytestmark = pytest.mark.bulk
 
 PATIENCE_SECONDS = 540
 PHOTOS = 60
+NO_UTF8 = os.fsdecode(b"\xff.jpg")
 WORKER = b"ray::MapWorker"
 
 
@@ -30,14 +33,15 @@ def photos(tmp_path: Path, portrait: NDArray[np.uint8]) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(portrait).save(folder / "0.jpg")
-    for number in range(1, PHOTOS):
+    (folder / NO_UTF8).hardlink_to(folder / "0.jpg")
+    for number in range(2, PHOTOS):
         (folder / f"{number}.jpg").hardlink_to(folder / "0.jpg")
     Image.new("RGB", (64, 48)).save(folder / "grey.png")
     (folder / "broken.jpg").write_bytes(b"no photo")
     return folder
 
 
-def bulk(photos: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
+def bulk(photos: Path | str, output: Path | str, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "service.cli", "bulk", str(photos), "-o", str(output)]
     return subprocess.Popen([*command, "--workers", "2", *flags], stderr=subprocess.PIPE, text=True)
 
@@ -74,7 +78,7 @@ def ancestors(pid: int) -> set[int]:
 def assert_each_once(photos: Path, output: Path) -> None:
     rows = pq.read_table(output).to_pylist()
     counts = Counter(row["source"] for row in rows)
-    assert counts == dict.fromkeys(map(str, photos.iterdir()), 1)
+    assert counts == dict.fromkeys((as_text(str(path)) for path in photos.iterdir()), 1)
     expressions = Counter(row["expression"] for row in rows)
     assert expressions == {"happiness": PHOTOS, None: 2}
     (broken,) = (row for row in rows if row["error"])
@@ -121,14 +125,11 @@ def test_wrong_model_is_one_line_before_ray_starts(photos: Path, tmp_path: Path)
 def test_photos_and_answers_may_be_in_a_bucket(photos: Path, tmp_path: Path) -> None:
     # A folder by its address goes the way of a bucket.
     output = tmp_path / "answers"
-    command = [sys.executable, "-m", "service.cli", "bulk", f"file://{photos}", "-o"]
-    done = subprocess.run(
-        [*command, f"file://{output}", "--workers", "1"],
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-    assert f"file://{photos}/broken.jpg: The bytes are no JPEG" in done.stderr
+    bucket = f"file://{photos}"
+    said = f"lan-fer: {bucket}: a name in it is no UTF-8, as an address must be; give the folder's"
+    assert finish(bulk(bucket, f"file://{output}")) == f"{said} path.\n"
+    (photos / NO_UTF8).unlink()
+    err = finish(bulk(bucket, f"file://{output}"))
+    assert f"{bucket}/broken.jpg: The bytes are no JPEG" in err
     rows = pq.read_table(output).to_pylist()
     assert {row["source"] for row in rows} == {f"file://{path}" for path in photos.iterdir()}

@@ -36,6 +36,25 @@ def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str
         assert "\n  lan-fer " in text
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("--verison", "unrecognized arguments: --verison; did you mean --version?"),
+        ("bulk photos --outptu=x", "unrecognized arguments: --outptu=x; did you mean --output?"),
+        ("predict --overwrite", "the following arguments are required: PATH"),
+        ("predict --over", "the following arguments are required: PATH"),
+        ("--port=9000", "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_is_missing_because_of_a_mistyped_flag(
+    wrong: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(wrong.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
 def test_wrong_use_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ([], ["predicted"], ["predict"], ["predict", "a.jpg", "--every", "0"]):
         with pytest.raises(SystemExit) as ended:

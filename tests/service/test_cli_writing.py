@@ -110,6 +110,44 @@ def test_standard_output_on_a_full_disk_is_one_line(
     assert (done.returncode, done.stderr) == (1, wanted)
 
 
+@pytest.mark.usefixtures("_no_photo_is_read")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--draw", "."],
+        ["--draw", "link"],
+        ["-o", "photo.jpg", "--format", "csv", "--overwrite"],
+        ["-o", "hard.csv", "--overwrite"],
+    ],
+)
+def test_nothing_is_written_over_what_is_read(
+    photo: Path,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    Path("link").symlink_to(".")
+    Path("hard.csv").hardlink_to(photo)
+    content = photo.read_bytes()
+    assert main(["predict", "photo.jpg", *flags]) == 1
+    assert only_line(capsys) == (
+        "lan-fer: photo.jpg: is to be read, and would be written over; choose another place."
+    )
+    assert photo.read_bytes() == content
+
+
+def test_pictures_drawn_before_are_no_photos(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    for names in ([".", "--draw", "drawn"], [str(photo.parent), "--draw", "drawn/again"]):
+        for _ in range(2):
+            assert main(["predict", *names]) == 0
+            capsys.readouterr()
+    assert sum(path.is_file() for path in Path("drawn").rglob("*")) == 3
+
+
 def test_an_output_stays_where_the_pictures_have_no_place(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

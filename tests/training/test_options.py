@@ -43,6 +43,16 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     assert line.endswith("(python -m training train --help)")
 
 
+def test_what_is_told_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*TRAIN, "--\x1b\u202e\n"])
+    line = capsys.readouterr().err
+    assert line.startswith("error: unrecognized arguments: --\\x1b\\u202e\\n (")
+    assert main(["evaluate", "--model", "x\x1b.onnx", "--data", "photos\x1b"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "x\\x1b.onnx" in line or "photos\\x1b" in line
+
+
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
