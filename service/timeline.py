@@ -47,7 +47,8 @@ def draw_timeline(points: Iterable[TimelinePoint], path: Path, *, title: str) ->
         curves = [[p.smoothed[label] for p in tracks[track]] for label in labels]
         band.stackplot(seconds, curves, labels=labels, colors=colours)
         band.set(ylabel=f"face {track}", ylim=(0, 1), yticks=(0, 0.5, 1))
-    bands[0].set_title(title if longest else f"{title}: no face was found")
+    # A name may have the signs of a formula.
+    bands[0].set_title(title if longest else f"{title}: no face was found", parse_math=False)
     bands[-1].set_xlabel("seconds")
     handles, names = bands[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=8, frameon=False)

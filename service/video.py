@@ -1,10 +1,12 @@
 """A video to a timeline: per frame and face one row, faces numbered across frames.
 
-Frames are read with OpenCV's FFmpeg, in order, turned upright as the file says.
+Frames are read with OpenCV's FFmpeg, in order, turned upright as the file says. On import this
+module tells both, for the whole process, to say nothing on stderr and to open no playlists.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ImageFileError, OutputError
+from service.files import opened
+from service.printable import as_text
 from service.schemas import FaceReply
 from service.tables import Row, face_columns, face_row
 from service.tracking import Tracker
@@ -24,6 +28,17 @@ UInt8 = NDArray[np.uint8]
 SMOOTHED = "s_"
 SECONDS_DECIMALS, PROBABILITY_DECIMALS = 3, 6
 FRAME_COLUMNS: dict[str, type] = {"source": str, "frame": int, "seconds": float, "track": int}
+
+# FFmpeg knows a file by what is in it: a playlist (ffconcat, HLS, DASH, SDP) called clip.mp4 would
+# have it read what the playlist names. These hold their frames themselves.
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,ogg,asf,flv"
+os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = (
+    f"protocol_whitelist;file|format_whitelist;{CONTAINERS}"
+)
+# What is wrong with a video is told by one line of ours; who sets these wants to hear more.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 @dataclass(frozen=True)
@@ -70,15 +85,25 @@ class TrackedFace:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
-    if not path.is_file():
-        raise ImageFileError(f"{path}: no such file.")
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    with opened(path) as file:
+        if not file.read(1):
+            raise ImageFileError(f"{path}: The file is empty.")
+    if not _is_utf8(path):
+        raise ImageFileError(f"{path}: A video's name must be UTF-8; give the file another.")
+    # Absolute, as FFmpeg takes `a:b.mp4` for an address.
+    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
             raise ImageFileError(f"{path}: no video that FFmpeg can read.")
         yield capture
     finally:
         capture.release()
+
+
+def _is_utf8(path: Path) -> bool:
+    """Of a name that is not, OpenCV would end the process."""
+    name = str(path.absolute())
+    return as_text(name) == name
 
 
 def video_info(path: Path) -> VideoInfo:
@@ -163,6 +188,8 @@ class VideoWriter:
     """Writes frames [H,W,3] uint8 RGB of one size as an MP4 (MPEG-4 part 2)."""
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
+        if not _is_utf8(path):
+            raise OutputError(f"{path}: the path of a video must be UTF-8.")
         make_folder(path.parent)
         self._path = path
         self._rate = frames_per_second

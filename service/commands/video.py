@@ -13,8 +13,9 @@ from service.commands.progress import progress
 from service.errors import OutputError, ServiceError
 from service.local import Answer, Photo, Recognizer
 from service.outputs import format_of, open_output, prepare
+from service.printable import printable
 from service.schemas import PredictOptions
-from service.sources import drawn_path
+from service.sources import DRAWN_VIDEO, drawn_path
 from service.tables import Entry
 from service.video import (
     FaceFollower,
@@ -58,7 +59,7 @@ def read_video(
         draw = None
         if arguments.draw is not None:
             rate = (info.frames_per_second or USUAL_RATE) / every
-            writer = VideoWriter(drawn_path(path, arguments.draw, ".mp4"), rate)
+            writer = VideoWriter(drawn_path(path, arguments.draw, DRAWN_VIDEO), rate)
             draw = stack.enter_context(closing(writer))
         bar = stack.enter_context(progress(-(-info.frames // every), "frames"))
         frames = read_frames(path, every=every)
@@ -72,7 +73,7 @@ def read_video(
     if arguments.timeline is not None:
         from service.timeline import draw_timeline
 
-        draw_timeline(points, arguments.timeline, title=path.name)
+        draw_timeline(points, arguments.timeline, title=printable(path.name))
     return 0
 
 

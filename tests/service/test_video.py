@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +19,7 @@ from service.timeline import draw_timeline
 from service.video import VideoWriter, read_frames, video_info
 
 UInt8 = NDArray[np.uint8]
+PATIENCE_SECONDS = 60
 RATE = 10.0
 FRAMES = 8
 STEP = 6  # pixels that the face moves to the right from frame to frame
@@ -55,11 +59,70 @@ def test_frames_are_rgb_in_order_with_their_times(clip: Path, portrait: UInt8) -
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     for refuse in (video_info, lambda p: list(read_frames(p))):
-        with pytest.raises(ImageFileError, match="no such file"):
+        with pytest.raises(ImageFileError, match="No such file"):
             refuse(path)
     path.write_bytes(b"no video" * 100)
     with pytest.raises(ImageFileError, match="no video"):
         video_info(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero and named pipes")
+def test_what_is_no_file_is_neither_read_nor_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in ("zero.mp4", "pipe.mp4"):
+        with pytest.raises(ImageFileError, match="is a device or a named pipe, and no file"):
+            video_info(tmp_path / name)
+
+
+def test_a_playlist_opens_no_other_file(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "list.mp4"
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    for text in (
+        "ffconcat version 1.0\nfile clip.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nclip.mp4\n#EXT-X-ENDLIST\n",
+    ):
+        path.write_text(text)
+        with pytest.raises(ImageFileError, match="no video that FFmpeg can read"):
+            video_info(path)
+
+
+def test_a_name_is_no_address(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("concat:other.mp4|.mp4")
+    path.write_bytes(clip.read_bytes())
+    assert video_info(path).frames == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("suffix", "code"),
+    [("mov", "mp4v"), ("avi", "MJPG"), ("mkv", "MJPG"), ("webm", "VP80"), ("mpg", "mp1v")]
+    + [("wmv", "WMV2"), ("ts", "mp4v"), ("m4v", "mp4v")],
+)
+def test_containers_of_every_kind_are_read(tmp_path: Path, suffix: str, code: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 25.0, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV does not write it")
+    for grey in range(FRAMES):
+        writer.write(np.full((48, 64, 3), 20 * grey, np.uint8))
+    writer.release()
+    assert len(list(read_frames(path))) == FRAMES
+
+
+def test_a_broken_video_is_one_line(clip: Path, tmp_path: Path) -> None:
+    """OpenCV and FFmpeg write on stderr themselves: only a process of its own shows that."""
+    path = tmp_path / "half.mp4"
+    path.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "predict", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    wanted = f"lan-fer: {path}: no video that FFmpeg can read.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", wanted)
 
 
 def test_video_to_a_timeline(clip: Path, tmp_path: Path) -> None:
@@ -125,6 +188,11 @@ def test_timeline_of_every_suffix_that_the_help_names(
     assert main([*command, "--timeline", str(picture)]) == 0
     start = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[picture.suffix.lower()]
     assert picture.read_bytes().startswith(start)
+
+
+def test_a_timelines_title_is_no_formula(tmp_path: Path) -> None:
+    draw_timeline([], tmp_path / "curves.svg", title="clip $\\frac$.mp4")
+    assert (tmp_path / "curves.svg").stat().st_size > 0
 
 
 def test_timeline_below_a_file_is_refused(tmp_path: Path) -> None:
