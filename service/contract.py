@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from service.errors import ModelContractError
+from service.printable import printable
 
 # One metadata entry of the ONNX file, a JSON document.
 METADATA_KEY = "lan_fer_contract"
@@ -106,8 +107,7 @@ def parse_contract(metadata: dict[str, str], source: str) -> ModelContract:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'contract'}: {e['msg']}" for e in error.errors()
         )
-        if not problems.isprintable():
-            problems = repr(problems)
+        problems = printable(problems)
         if len(problems) > MAX_PROBLEM_CHARACTERS:
             problems = problems[:MAX_PROBLEM_CHARACTERS] + " ..."
         raise ModelContractError(f"{source}: contract refused ({problems})") from error
