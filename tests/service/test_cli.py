@@ -85,13 +85,16 @@ def test_ctrl_c_twice_leaves_no_traceback() -> None:
 def test_nohup_is_respected() -> None:
     command = ["nohup", sys.executable, "-m", "service.cli", "serve", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert any("event=ready" in line for line in process.stderr)
-        process.send_signal(signal.SIGHUP)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
-        process.terminate()
-        assert process.wait(PATIENCE_SECONDS) == 0
+        try:
+            assert process.stderr is not None
+            assert any("event=ready" in line for line in process.stderr)
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.terminate()
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="which files are open is read in /proc")
@@ -99,11 +102,15 @@ def test_serves_without_standard_streams() -> None:
     """Their numbers are not those of sockets then, whatever a library writes to them."""
     script = f"exec {sys.executable} -m service.cli serve --port 0 <&- >&- 2>&-"
     with subprocess.Popen(["bash", "-c", script]) as process:
-        files = [Path(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
-        wait_until(lambda: all(file.exists() for file in files))
-        wait_until(lambda: {str(file.readlink()) for file in files} == {os.devnull})
-        process.terminate()
-        assert process.wait(PATIENCE_SECONDS) == 0
+        try:
+            status = Path(f"/proc/{process.pid}/status")
+            wait_until(lambda: bool(minded(status.read_text()) & 1 << signal.SIGTERM - 1))
+            files = [Path(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+            assert {str(file.readlink()) for file in files} == {os.devnull}
+            process.terminate()
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="which signals are minded is read in /proc")

@@ -166,10 +166,14 @@ def test_a_log_that_nobody_reads_stops_nothing() -> None:
     """A pipe whose reader stands still: `lan-fer serve 2>&1 | less`."""
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = next(re.findall(r"url=(\S+)", line)[0] for line in process.stderr if "url=" in line)
-        with httpx.Client(base_url=url) as client:
-            for _ in range(500):
-                assert client.get("/nope").status_code == 404
-        process.terminate()
-        assert process.wait(60) == 0
+        try:
+            lines = process.stderr
+            assert lines is not None
+            url = next(re.findall(r"url=(\S+)", line)[0] for line in lines if "url=" in line)
+            with httpx.Client(base_url=url) as client:
+                for _ in range(500):
+                    assert client.get("/nope").status_code == 404
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

@@ -157,6 +157,7 @@ def test_what_opentelemetry_refuses_is_said_in_one_line(variable: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
+        timeout=60,
         check=False,
     )
     assert run.returncode == 1
