@@ -13,8 +13,10 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_COUNTED_FRAMES = 10_000
 # More than any honest file of the size limit has; each costs its decoder a step in Python.
@@ -39,8 +41,14 @@ MAX_EXIF_SEGMENTS = 32
 # The same, of those times the pixels: decoded at 0.8 ns each.
 MAX_JPEG_SCANNED_PIXELS = 1_280_000_000
 # Run-length encoded BMPs are decoded in Python, their empty rows too.
-MAX_BMP_RLE_BYTES = 256 * 1024
+MIN_BMP_RLE_BYTES = 256 * 1024
+MAX_BMP_RLE_BYTES = 1024 * 1024
 MAX_BMP_RLE_PIXELS = 4 * 1024 * 1024
+# Of tables and of what Photoshop notes in a JPEG, both of which Pillow reads piece by piece.
+MAX_JPEG_TABLE_BYTES = 64 * 1024
+MAX_PHOTOSHOP_NOTES = 1000
+# As much text of a PNG as Pillow takes; see service.imaging.
+MAX_PNG_TEXT_BYTES = 4 * 1024 * 1024
 # Of a file, looked through at a time.
 PART_BYTES = 1024 * 1024
 # By how much the entries of a directory may share the bytes they name, and a TIFF's strips theirs.
@@ -78,7 +86,8 @@ _BRANDS = {
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 0x21, 0x2C, 0x3B
 _GIF_COMMENT, _GIF_APPLICATION = 0xFE, 0xFF
-_JPEG_SCAN, _JPEG_APP1, _JPEG_APP2 = 0xDA, 0xE1, 0xE2
+_JPEG_SCAN, _JPEG_TABLE, _JPEG_APP1, _JPEG_APP2, _JPEG_APP13 = 0xDA, 0xDB, 0xE1, 0xE2, 0xED
+_PHOTOSHOP_NOTE = b"8BIM"
 _JPEG_END = 0xD9
 # All that start a frame (SOF), and those of them that may be decoded in one scan.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xCC}
@@ -90,11 +99,20 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _JPEG_BARE = frozenset((*range(0xC0), *range(0xD0, 0xDA)))
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"
 _PNG_COMPRESSED = (b"iCCP", b"zTXt", b"iTXt")
+_PNG_TEXT = (b"tEXt", b"iTXt", b"zTXt")
 _WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
 _MOST_INFLATED = 1032  # times its length: the best that deflate can do
 _BMP_RLE = (1, 2)
 _TIFF_STRIP_TAGS = (273, 279, 324, 325)  # offsets and lengths of strips and of tiles
-_TIFF_LENGTH_TAGS = (279, 325)
+_TIFF_OFFSET_TAGS, _TIFF_LENGTH_TAGS = (273, 324), (279, 325)
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COMPRESSION, _TIFF_ROWS = 256, 257, 259, 278
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+# One number each, of how the pixels are stored; with them the photometric interpretation, the order
+# of bits, samples, planes and the predictor.
+_TIFF_NUMBERS = frozenset((256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323))
+_TIFF_KINDS, _TIFF_KINDS_OF_BIG = (3, 4), (3, 4, 16)
+_TIFF_UNCOMPRESSED, _TIFF_JPEG = 1, (6, 7)
+_EXIF_NUMBERS = (0x112, 0x11A, 0x128)  # orientation, resolution and its unit
 # Below it are those that say how the pixels are stored; documents and profiles are above.
 _FIRST_FOREIGN_TAG = 700
 _TIFF_METADATA = (700, 34675)  # XMP, colour profile: what Pillow reads unasked
@@ -155,7 +173,7 @@ def read_header(data: bytes, image_format: str) -> ImageHeader:
         if data[12:16] == b"IHDR":
             return ImageHeader(*struct.unpack_from(">II", data, 16))
     if image_format == "TIFF":
-        check_directory(data)
+        _check_tiff(data)
         return ImageHeader(frames=sum(1 for _ in _tiff_directories(data)))
     return ImageHeader()
 
@@ -268,6 +286,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     exif = []
     may_be_turned = False
     pixels = 1
+    tables = notes = 0
     for marker, segment in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", segment, 1)
@@ -278,21 +297,27 @@ def _jpeg_header(data: bytes) -> ImageHeader:
             # Pillow joins them one by one: many small ones would keep it busy for minutes.
             if len(exif) > MAX_EXIF_SEGMENTS:
                 raise ValueError("too many Exif segments")
+        if marker == _JPEG_TABLE:
+            tables += len(segment)
+        if marker == _JPEG_APP13:
+            notes += segment.count(_PHOTOSHOP_NOTE)
         if marker == _JPEG_APP2 and segment.startswith(_MPF):
             check_directory(segment[len(_MPF) :])
+    if tables > MAX_JPEG_TABLE_BYTES or notes > MAX_PHOTOSHOP_NOTES:
+        raise ValueError("too many JPEG tables or notes")
     check_directory(b"".join(exif))
     _check_jpeg_scans(data, min(MAX_JPEG_SCANS, MAX_JPEG_SCANNED_PIXELS // pixels))
     return ImageHeader(may_be_turned=may_be_turned)
 
 
-def scan_markers(data: bytes) -> int:
-    """How many bytes FF DA are in a file; in a third of the time of bytes.count()."""
+def _scan_markers(data: bytes) -> NDArray[np.intp]:
+    """Where the bytes FF DA are in a file; in a third of the time of bytes.find()."""
     values = np.frombuffer(data, np.uint8)
-    count = 0
+    found = []
     for start in range(0, len(values), PART_BYTES):
         part = values[start : start + PART_BYTES + 1]
-        count += int(np.count_nonzero((part[:-1] == 0xFF) & (part[1:] == _JPEG_SCAN)))
-    return count
+        found.append(start + np.flatnonzero((part[:-1] == 0xFF) & (part[1:] == _JPEG_SCAN)))
+    return np.concatenate(found)
 
 
 def _has_one_scan(data: bytes) -> bool:
@@ -321,7 +346,7 @@ def _check_jpeg_scans(data: bytes, most: int) -> None:
 
     What follows the image is no part of it: some cameras append a video.
     """
-    if _has_one_scan(data) or scan_markers(data) <= most:
+    if _has_one_scan(data) or len(_scan_markers(data)) <= most:
         return  # libjpeg decodes no more scans than that, wherever the image ends
     scans, position = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
@@ -360,7 +385,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_png_chunks(data: bytes) -> None:
-    position, inflated = 8, 0
+    position, inflated, text = 8, 0, 0
     for _ in range(MAX_PNG_CHUNKS):
         if position + 8 > len(data):
             return
@@ -369,6 +394,9 @@ def _check_png_chunks(data: bytes) -> None:
             inflated += min(_MOST_INFLATED * length, MAX_PNG_CHUNK_INFLATED_BYTES)
             if inflated > MAX_PNG_INFLATED_BYTES:
                 raise ValueError("too much compressed text in a PNG")
+        text += length if kind in _PNG_TEXT else 0
+        if text > MAX_PNG_TEXT_BYTES:
+            raise ValueError("too much text in a PNG")
         if kind == b"eXIf" and length > MAX_METADATA_BYTES:
             raise ValueError("too much Exif in a PNG")
         position += 12 + length
@@ -379,61 +407,153 @@ def _check_bmp(data: bytes) -> None:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     if header_bytes >= 40 and data[30] in _BMP_RLE:
         width, height = struct.unpack_from("<ii", data, 18)
-        if len(data) > MAX_BMP_RLE_BYTES or abs(width * height) > MAX_BMP_RLE_PIXELS:
+        pixels = abs(width * height)
+        # Two bytes a pixel are runs of one each: a small picture has no use for more.
+        most = min(max(MIN_BMP_RLE_BYTES, 2 * pixels), MAX_BMP_RLE_BYTES)
+        if len(data) > most or pixels > MAX_BMP_RLE_PIXELS:
             raise ValueError("too long run-length encoding")
+
+
+class _Entry(NamedTuple):
+    """One of a directory's: its tag, the kind of its values and how many, and where they are."""
+
+    tag: int
+    kind: int
+    length: int
+    value: bytes
+    """The values themselves where they fit, else their offset."""
+
+
+class _Directory:
+    """The first directory of a TIFF file, or of Exif data. ValueError for too many entries.
+
+    Data that is no TIFF structure, or is cut, has no entries: that is left to Pillow.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.order = "<" if data[:2] == b"II" else ">"
+        self.is_big = data[2:3] == b"+"  # as Pillow tells
+        self.entries: list[_Entry] = []
+        if len(data) < 8 or data[:2] not in (b"II", b"MM"):
+            return
+        order, big = self.order, self.is_big
+        try:
+            (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+            (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
+        except struct.error:
+            return
+        entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
+        first = offset + (8 if big else 2)
+        whole = min(entries, max(0, len(data) - first) // entry.size, _MAX_DIRECTORY_ENTRIES + 1)
+        if whole > _MAX_DIRECTORY_ENTRIES:
+            raise ValueError("too many TIFF entries")
+        rows = entry.iter_unpack(data[first : first + whole * entry.size])
+        self.entries = list(map(_Entry._make, rows))
+
+    def numbers(self, entry: _Entry) -> NDArray[np.float64]:
+        """The integers of an entry, those that there are."""
+        numbers = np.dtype(self.order + _TIFF_INTEGERS.get(entry.kind, "u1"))
+        value = entry.value
+        if entry.length * numbers.itemsize > len(value):
+            offset = int.from_bytes(value, "little" if self.order == "<" else "big")
+            value = self._data[offset : offset + entry.length * numbers.itemsize]
+        count = min(entry.length, len(value) // numbers.itemsize)
+        return np.frombuffer(value, numbers, count).astype(np.float64)
 
 
 def check_directory(data: bytes) -> None:
     """Hold the first directory of a TIFF file, or of Exif data, to the bytes that there are.
 
     Pillow keeps a copy of what each entry names, and a list of a TIFF's strips. Raises ValueError.
-    Data that is no TIFF structure, or is cut, is left to Pillow.
     """
-    if len(data) < 8 or data[:2] not in (b"II", b"MM"):
-        return
-    order = "<" if data.startswith(b"II") else ">"
-    big = data[2] == ord("+")  # as Pillow tells
-    try:
-        (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-        (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
-    except struct.error:
-        return
-    entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
-    first = offset + (8 if big else 2)
-    whole = min(entries, max(0, len(data) - first) // entry.size, _MAX_DIRECTORY_ENTRIES + 1)
-    if whole > _MAX_DIRECTORY_ENTRIES:
-        raise ValueError("too many TIFF entries")
-    named, most = 0, 2 * len(data) + MAX_DIRECTORY_OVERLAP_BYTES
-    for tag, kind, count, value in entry.iter_unpack(data[first : first + whole * entry.size]):
-        named += count * _TIFF_TYPE_BYTES.get(kind, 0)
-        if tag in _TIFF_STRIP_TAGS and count > MAX_TIFF_STRIPS:
+    directory = _Directory(data)
+    _check_bytes(directory, len(data))
+    for entry in directory.entries:
+        # Of Exif data, Pillow makes numbers of no others.
+        if entry.tag in _EXIF_NUMBERS and entry.length > MAX_TIFF_FRACTIONS:
+            raise ValueError("too many values of an Exif entry")
+
+
+def _check_bytes(directory: _Directory, there: int) -> None:
+    named = 0
+    for entry in directory.entries:
+        named += entry.length * _TIFF_TYPE_BYTES.get(entry.kind, 0)
+        if entry.tag in _TIFF_STRIP_TAGS and entry.length > MAX_TIFF_STRIPS:
             raise ValueError("too many TIFF strips")
-        if count > _most_values(tag, kind):
-            raise ValueError("too many values of a TIFF entry")
-        if tag in _TIFF_LENGTH_TAGS and _total(data, order, kind, count, value) > most:
-            raise ValueError("TIFF strips or tiles that share their bytes")
-    if named > most:
+    if named > 2 * there + MAX_DIRECTORY_OVERLAP_BYTES:
         raise ValueError("TIFF entries that name more bytes than there are")
+
+
+def _check_tiff(data: bytes) -> None:
+    """Hold a TIFF file to what Pillow and libtiff, which decodes it, both read in it the same way.
+
+    Either takes entries that the other passes over: of a kind of number that it does not know, or
+    of a tag that it has seen before. Raises ValueError.
+    """
+    directory = _Directory(data)
+    _check_bytes(directory, len(data))
+    storage: dict[int, _Entry] = {}
+    for entry in directory.entries:
+        if entry.length > _most_values(entry.tag, entry.kind):
+            raise ValueError("too many values of a TIFF entry")
+        if entry.tag not in (*_TIFF_NUMBERS, *_TIFF_STRIP_TAGS):
+            continue
+        if entry.tag in storage:
+            raise ValueError("a TIFF tag that occurs twice")
+        if entry.kind not in (_TIFF_KINDS_OF_BIG if directory.is_big else _TIFF_KINDS):
+            raise ValueError("a TIFF entry of an unusual kind")
+        if entry.tag in _TIFF_NUMBERS and entry.length != 1:
+            raise ValueError("a TIFF entry of several numbers in place of one")
+        storage[entry.tag] = entry
+    _check_strips(data, directory, storage)
+
+
+def _check_strips(data: bytes, directory: _Directory, storage: dict[int, _Entry]) -> None:
+    """Strips or tiles that are compressed may not share their bytes, nor be JPEGs of many scans."""
+
+    def number(tag: int, default: float) -> float:
+        entry = storage.get(tag)
+        return float(directory.numbers(entry).max(initial=0)) if entry is not None else default
+
+    compression = number(_TIFF_COMPRESSION, _TIFF_UNCOMPRESSED)
+    if compression == _TIFF_UNCOMPRESSED:
+        return  # Pillow reads it, and no more of it than the picture has
+    for starts, lengths in zip(_TIFF_OFFSET_TAGS, _TIFF_LENGTH_TAGS, strict=True):
+        if lengths not in storage:
+            continue
+        sizes = directory.numbers(storage[lengths])
+        if np.abs(sizes).sum() > 2 * len(data) + MAX_DIRECTORY_OVERLAP_BYTES:
+            raise ValueError("TIFF strips or tiles that share their bytes")
+        if compression not in _TIFF_JPEG or starts not in storage:
+            continue
+        offsets = directory.numbers(storage[starts])
+        count = min(len(offsets), len(sizes))
+        scans = _scans_within(data, offsets[:count], offsets[:count] + sizes[:count])
+        width, height = number(_TIFF_WIDTH, 0), number(_TIFF_HEIGHT, 0)
+        pixels = width * min(height, number(_TIFF_ROWS, height))
+        tile = number(_TIFF_TILE_WIDTH, 0) * number(_TIFF_TILE_HEIGHT, 0)
+        if scans * max(pixels if starts == _TIFF_OFFSET_TAGS[0] else 0, tile) > (
+            MAX_JPEG_SCANNED_PIXELS
+        ):
+            raise ValueError("too many JPEG scans")
+
+
+def _scans_within(data: bytes, starts: NDArray[np.float64], ends: NDArray[np.float64]) -> int:
+    """How many scans of a JPEG begin in these parts of a file, all together."""
+    markers = _scan_markers(data)
+    return int((np.searchsorted(markers, ends) - np.searchsorted(markers, starts)).sum())
 
 
 def _most_values(tag: int, kind: int) -> float:
     if kind in _TIFF_FRACTIONS:
         return MAX_TIFF_FRACTIONS
-    if tag in _TIFF_METADATA:
-        return MAX_METADATA_BYTES
-    if kind == _TIFF_TEXT or (kind in _TIFF_BYTES and tag >= _FIRST_FOREIGN_TAG):
-        return math.inf
+    if kind in (*_TIFF_BYTES, _TIFF_TEXT):
+        if tag in _TIFF_METADATA:
+            return MAX_METADATA_BYTES
+        if kind == _TIFF_TEXT or tag >= _FIRST_FOREIGN_TAG:
+            return math.inf
     return MAX_TIFF_VALUES
-
-
-def _total(data: bytes, order: str, kind: int, count: int, value: bytes) -> float:
-    """The sum of an entry's integers: of `value` itself where they fit, else of what it names."""
-    numbers = np.dtype(order + _TIFF_INTEGERS.get(kind, "u1"))
-    if count * numbers.itemsize > len(value):
-        offset = int.from_bytes(value, "little" if order == "<" else "big")
-        value = data[offset : offset + count * numbers.itemsize]
-    found = np.frombuffer(value, numbers, min(count, len(value) // numbers.itemsize))
-    return float(np.abs(found.astype(np.float64)).sum())
 
 
 def _tiff_directories(data: bytes) -> Iterator[int]:

@@ -35,11 +35,9 @@ from service.errors import (
 )
 from service.image_headers import (
     MAX_COUNTED_FRAMES,
-    MAX_JPEG_SCANNED_PIXELS,
     check_directory,
     foreign_format,
     read_header,
-    scan_markers,
     sniff_format,
 )
 
@@ -65,7 +63,6 @@ _MAX_SIDE = 65_535
 _JPEG_MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _MAX_EXIF_TEXT = 256 * 1024  # hexadecimal digits: two segments of a JPEG
 _MOVES = 0x02  # a flag of an extended WebP
-_TIFF_JPEG = (6, 7)  # compression, old and new
 
 # What Pillow, OpenCV and our header readers raise on broken bytes. Pillow promises no shorter list:
 # its plugins let through whatever their parsing of nonsense runs into.
@@ -232,7 +229,6 @@ def _decode(
         _check_pixels(image.width, image.height, max_pixels)
         _check_parts(image)
         tile_pixels = _check_tile(image, max_pixels)
-        _check_jpeg_parts(image, data)
         if image_format == "JPEG":
             # In one piece: what its decoder does not take at once is copied for each piece more.
             image.decodermaxblock = max(len(data), image.decodermaxblock)
@@ -312,20 +308,6 @@ def _check_tile(image: Image.Image, max_pixels: int) -> int:
     if width * height > max(_USUAL_TILE_PIXELS, 4 * image.width * image.height):
         raise ValueError("a TIFF tile much larger than its image")
     return width * height
-
-
-def _check_jpeg_parts(image: Image.Image, data: bytes) -> None:
-    """Hold the JPEGs within a TIFF to as many scans as one that stands alone, all together."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
-    tags = image.tag_v2
-    if tags.get(TiffImagePlugin.COMPRESSION) in _TIFF_JPEG:
-        rows = min(image.height, int(tags.get(TiffImagePlugin.ROWSPERSTRIP, image.height)))
-        tile = int(tags.get(TiffImagePlugin.TILEWIDTH, 0)) * int(
-            tags.get(TiffImagePlugin.TILELENGTH, 0)
-        )
-        if scan_markers(data) * (tile or image.width * rows) > MAX_JPEG_SCANNED_PIXELS:
-            raise ValueError("too many JPEG scans")
 
 
 def _takes_double(image: Image.Image, data: bytes) -> bool:
