@@ -26,8 +26,12 @@ MAX_PROBLEM_CHARACTERS = 500
 Point = tuple[float, float]
 
 
+# Persian and emoji are written with the first two, French with the last.
+JOINERS_AND_SPACE = str.maketrans("", "", "\u200c\u200d\u00a0")
+
+
 def _printable(text: str) -> str:
-    if not text.isprintable():
+    if not text.translate(JOINERS_AND_SPACE).isprintable():
         raise ValueError("must be printable characters")
     return text
 

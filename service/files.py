@@ -13,7 +13,7 @@ from typing import BinaryIO
 from service.errors import ImageFileError, PayloadTooLargeError
 
 # What a shell hands over, by `command | ...` and `<(command)`: a pipe that somebody writes into.
-HANDED_OVER = re.compile(r"/dev/(stdin|fd/\d+)")
+HANDED_OVER = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -414,14 +413,8 @@ def _check_bmp(data: bytes) -> None:
             raise ValueError("too long run-length encoding")
 
 
-class _Entry(NamedTuple):
-    """One of a directory's: its tag, the kind of its values and how many, and where they are."""
-
-    tag: int
-    kind: int
-    length: int
-    value: bytes
-    """The values themselves where they fit, else their offset."""
+# Tag, kind of number, how many, and the numbers themselves where they fit, else their offset.
+_Entry = tuple[int, int, int, bytes]
 
 
 class _Directory:
@@ -432,12 +425,12 @@ class _Directory:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self.order = "<" if data[:2] == b"II" else ">"
+        self._order = "<" if data[:2] == b"II" else ">"
         self.is_big = data[2:3] == b"+"  # as Pillow tells
-        self.entries: list[_Entry] = []
+        self.entries: Iterator[_Entry] = iter(())
         if len(data) < 8 or data[:2] not in (b"II", b"MM"):
             return
-        order, big = self.order, self.is_big
+        order, big = self._order, self.is_big
         try:
             (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
             (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
@@ -448,39 +441,34 @@ class _Directory:
         whole = min(entries, max(0, len(data) - first) // entry.size, _MAX_DIRECTORY_ENTRIES + 1)
         if whole > _MAX_DIRECTORY_ENTRIES:
             raise ValueError("too many TIFF entries")
-        rows = entry.iter_unpack(data[first : first + whole * entry.size])
-        self.entries = list(map(_Entry._make, rows))
+        self.entries = entry.iter_unpack(data[first : first + whole * entry.size])
 
     def numbers(self, entry: _Entry) -> NDArray[np.float64]:
         """The integers of an entry, those that there are."""
-        numbers = np.dtype(self.order + _TIFF_INTEGERS.get(entry.kind, "u1"))
-        value = entry.value
-        if entry.length * numbers.itemsize > len(value):
-            offset = int.from_bytes(value, "little" if self.order == "<" else "big")
-            value = self._data[offset : offset + entry.length * numbers.itemsize]
-        count = min(entry.length, len(value) // numbers.itemsize)
+        _, kind, length, value = entry
+        numbers = np.dtype(self._order + _TIFF_INTEGERS.get(kind, "u1"))
+        if length * numbers.itemsize > len(value):
+            offset = int.from_bytes(value, "little" if self._order == "<" else "big")
+            value = self._data[offset : offset + length * numbers.itemsize]
+        count = min(length, len(value) // numbers.itemsize)
         return np.frombuffer(value, numbers, count).astype(np.float64)
 
 
 def check_directory(data: bytes) -> None:
-    """Hold the first directory of a TIFF file, or of Exif data, to the bytes that there are.
+    """Hold the first directory of Exif data, or its like, to the bytes that there are.
 
-    Pillow keeps a copy of what each entry names, and a list of a TIFF's strips. Raises ValueError.
+    Pillow keeps a copy of what each entry names. Raises ValueError.
     """
-    directory = _Directory(data)
-    _check_bytes(directory, len(data))
-    for entry in directory.entries:
-        # Of Exif data, Pillow makes numbers of no others.
-        if entry.tag in _EXIF_NUMBERS and entry.length > MAX_TIFF_FRACTIONS:
-            raise ValueError("too many values of an Exif entry")
-
-
-def _check_bytes(directory: _Directory, there: int) -> None:
     named = 0
-    for entry in directory.entries:
-        named += entry.length * _TIFF_TYPE_BYTES.get(entry.kind, 0)
-        if entry.tag in _TIFF_STRIP_TAGS and entry.length > MAX_TIFF_STRIPS:
-            raise ValueError("too many TIFF strips")
+    for tag, kind, length, _ in _Directory(data).entries:
+        named += length * _TIFF_TYPE_BYTES.get(kind, 0)
+        # Pillow makes numbers of no others.
+        if tag in _EXIF_NUMBERS and length > MAX_TIFF_FRACTIONS:
+            raise ValueError("too many values of an Exif entry")
+    _check_named(named, len(data))
+
+
+def _check_named(named: int, there: int) -> None:
     if named > 2 * there + MAX_DIRECTORY_OVERLAP_BYTES:
         raise ValueError("TIFF entries that name more bytes than there are")
 
@@ -492,20 +480,23 @@ def _check_tiff(data: bytes) -> None:
     of a tag that it has seen before. Raises ValueError.
     """
     directory = _Directory(data)
-    _check_bytes(directory, len(data))
+    kinds = _TIFF_KINDS_OF_BIG if directory.is_big else _TIFF_KINDS
     storage: dict[int, _Entry] = {}
+    named = 0
     for entry in directory.entries:
-        if entry.length > _most_values(entry.tag, entry.kind):
+        tag, kind, length, _ = entry
+        named += length * _TIFF_TYPE_BYTES.get(kind, 0)
+        is_array = tag in _TIFF_STRIP_TAGS
+        if length > (MAX_TIFF_STRIPS if is_array else _most_values(tag, kind)):
             raise ValueError("too many values of a TIFF entry")
-        if entry.tag not in (*_TIFF_NUMBERS, *_TIFF_STRIP_TAGS):
+        if not is_array and tag not in _TIFF_NUMBERS:
             continue
-        if entry.tag in storage:
+        if tag in storage:
             raise ValueError("a TIFF tag that occurs twice")
-        if entry.kind not in (_TIFF_KINDS_OF_BIG if directory.is_big else _TIFF_KINDS):
+        if kind not in kinds or not (is_array or length == 1):
             raise ValueError("a TIFF entry of an unusual kind")
-        if entry.tag in _TIFF_NUMBERS and entry.length != 1:
-            raise ValueError("a TIFF entry of several numbers in place of one")
-        storage[entry.tag] = entry
+        storage[tag] = entry
+    _check_named(named, len(data))
     _check_strips(data, directory, storage)
 
 

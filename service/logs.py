@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import select
+import stat
 import sys
+import time
+from array import array
 from http import HTTPStatus
 from typing import Literal, TextIO
 
@@ -13,10 +17,12 @@ from structlog.types import Processor
 
 from service.errors import ProblemError, ServiceError
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
 KEY_ORDER = ["time", "level", "logger", "event", "request_id"]
 OURS = ("service", "training")
-# Of a line, written at a time: what fits into a pipe that takes anything at all (PIPE_BUF).
-PIECE_CHARACTERS = 1024
 # How long a line is waited with, once, before lines are dropped.
 STUCK_MS = 20
 # They tell what our own lines tell already.
@@ -32,46 +38,69 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._dropped = 0
-        self._cut = False
-        self._poll = _poll_of(stream)
+        self._outlet = _outlet_of(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, or count it."""
-        if self._dropped and self._takes(0):
-            dropped, self._dropped = self._dropped, 0
-            self._write(_record_of_dropped(dropped))
-        if self._dropped:
-            self._dropped += 1
-        else:
-            self._write(record)
-
-    def _write(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record) + self.terminator
-            if self._cut:
-                line, self._cut = self.terminator + line, False
-            for at in range(0, len(line), PIECE_CHARACTERS):
-                if not self._takes(STUCK_MS):
-                    self._dropped += 1
-                    self._cut = at > 0
-                    return
-                self.stream.write(line[at : at + PIECE_CHARACTERS])
-                self.flush()
+            lines = self.format(record) + self.terminator
+            if self._dropped:
+                lines = self.format(_record_of_dropped(self._dropped)) + self.terminator + lines
+            wait = not self._dropped
+            if self._outlet and not self._outlet.takes(len(lines.encode()), wait=wait):
+                self._dropped += 1
+                return
+            self._dropped = 0
+            self.stream.write(lines)
+            self.flush()
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
 
-    def _takes(self, milliseconds: int) -> bool:
-        return self._poll is None or bool(self._poll.poll(milliseconds))
+
+class _Outlet:
+    """Tells whether a line can be written, in one piece, to a pipe, a terminal or a socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._capacity = _pipe_bytes(descriptor)
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def takes(self, count: int, *, wait: bool) -> bool:
+        """Whether so many bytes would be taken at once, or with `wait` after some milliseconds."""
+        for _ in range(STUCK_MS if wait else 0):
+            if self._has_room(count):
+                return True
+            time.sleep(0.001)
+        return self._has_room(count)
+
+    def _has_room(self, count: int) -> bool:
+        # What fits into a page goes into a pipe as a whole wherever it takes anything at all.
+        if not self._poll.poll(0) or count <= select.PIPE_BUF or self._capacity is None:
+            return bool(self._poll.poll(0))
+        held = array("i", [0])
+        fcntl.ioctl(self._descriptor, termios.FIONREAD, held)
+        # Pages may be half empty: two lines share one only where both fit.
+        return not held[0] or 2 * held[0] + count + 2 * select.PIPE_BUF <= self._capacity
 
 
-def _poll_of(stream: TextIO) -> select.poll | None:
-    """What tells whether `stream` can be written to without waiting; None where it need not."""
+def _outlet_of(stream: TextIO) -> _Outlet | None:
+    """None where writing never waits, and where the system cannot tell."""
     try:
-        poll = select.poll()
-        poll.register(stream.fileno(), select.POLLOUT)
+        descriptor = stream.fileno()
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        return _Outlet(descriptor)
     except (OSError, ValueError, AttributeError):  # in memory; closed; a system without poll()
         return None
-    return poll
+
+
+def _pipe_bytes(descriptor: int) -> int | None:
+    """How much a pipe holds; None of what is none."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except (OSError, AttributeError):  # Linux alone tells
+        return None
 
 
 def _record_of_dropped(count: int) -> logging.LogRecord:

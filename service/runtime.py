@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,9 +78,9 @@ def load_model(path: Path, settings: SessionSettings) -> LoadedModel:
 
 def read_model(path: Path) -> bytes:
     """The bytes of a model file. Raises ModelFileError."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ModelFileError(f"{path}: cannot read the model file (no regular file)")
     try:
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise ModelFileError(f"{path}: cannot read the model file (no regular file)")
         return path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot read the model file ({error.strerror})") from error

@@ -107,17 +107,16 @@ def _photos_below(folder: Path, drawn: Path | None) -> list[Path]:
     def closed(error: OSError) -> None:
         found.append(Path(error.filename))  # reported with the files that cannot be read
 
-    copies = None if drawn is None else _absolute(_copy(folder, drawn))
-    for top, below, names in os.walk(folder, onerror=closed):
-        if _absolute(top) == copies != _absolute(folder):
-            below.clear()
-            continue
+    for top, _, names in os.walk(folder, onerror=closed):
         paths = (Path(top, name) for name in names)
         found += [p for p in paths if p.suffix.lower() in PHOTO_SUFFIXES and _is_file(p)]
+    if drawn is not None:
+        copies = {_absolute(drawn_path(photo, drawn, DRAWN_PHOTO)) for photo in found}
+        found = [photo for photo in found if _absolute(photo) not in copies]
     return sorted(found, key=_natural)
 
 
-def _absolute(path: str | Path) -> str:
+def _absolute(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - Path has none without links and `..`
 
 
@@ -141,10 +140,6 @@ def drawn_path(source: Path, folder: Path, suffix: str) -> Path:
     """Where below `folder` the drawn copy of `source` belongs: under its own path, so that photos
     of one name in two folders do not meet.
     """
-    target = _copy(source, folder)
-    return target if target.suffix.lower() == suffix else target.with_name(target.name + suffix)
-
-
-def _copy(source: Path, folder: Path) -> Path:
     parts = [part for part in source.parts if part not in (source.anchor, "..", ".")]
-    return folder.joinpath(*parts)
+    target = folder.joinpath(*parts)
+    return target if target.suffix.lower() == suffix else target.with_name(target.name + suffix)

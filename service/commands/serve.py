@@ -63,7 +63,7 @@ def _end_at_once(*_: object) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartupError where the service cannot start."""
+    """Serve until SIGTERM, SIGINT or SIGHUP. Raises StartupError where the service cannot start."""
     # Not at the top: the other commands, --help and completion do without the web framework.
     from service.app import create_app
     from service.server import listen, make_server, url_of

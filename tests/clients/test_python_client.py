@@ -301,7 +301,7 @@ def test_retry_after_is_honoured() -> None:
     assert retries.wait_after(1, response(503, retry_after=past)) == 0
     assert retries.wait_after(1, response(503, retry_after="31")) is None
     assert retries.wait_after(3, response(503, retry_after="1")) is None
-    for unclear in ("soon", ""):
+    for unclear in ("soon", "", "Mon, 01 Jan 2024 00:00:00 +9999999999999999999"):
         wait = retries.wait_after(2, response(503, retry_after=unclear))
         assert wait is not None
         assert 1 <= wait <= 2

@@ -7,8 +7,10 @@ import gzip
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -288,3 +290,34 @@ def test_message_holds_nothing_that_a_terminal_acts_upon(content_type: str) -> N
     assert r"\x1b[31m\u202ered\r\n" in str(caught.value)
     assert len(str(caught.value)) < 8000
     assert caught.value.problem.detail.isprintable() is foreign
+
+
+def test_addresses_of_a_name_have_the_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that take no more connections: the queue of each is full."""
+    addresses = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+    with ExitStack() as stack:
+        first = stack.enter_context(socket.socket())
+        first.bind((addresses[0], 0))
+        port = first.getsockname()[1]
+        for address in addresses:
+            full = first if address == addresses[0] else stack.enter_context(socket.socket())
+            if full is not first:
+                full.bind((address, port))
+            full.listen(0)
+            for _ in range(3):
+                waits = stack.enter_context(socket.socket())
+                waits.setblocking(False)
+                waits.connect_ex((address, port))
+
+        def found(host: str, *_: object, **__: object) -> list[Any]:
+            named = addresses if host == "many.test" else (host,)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in named]
+
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+        started = time.monotonic()
+        with (
+            Client(f"http://many.test:{port}", timeout=1, retries=Retries(attempts=1)) as client,
+            pytest.raises(ConnectionFailedError),
+        ):
+            client.model()
+        assert 0.9 < time.monotonic() - started < 2

@@ -159,6 +159,25 @@ def tiff_colour_table() -> bytes:
     return tiff_of_values(320, 3, 2, 5 * MEGABYTE)
 
 
+def tiff_profile_of_numbers() -> bytes:
+    return tiff_of_values(34675, 3, 2, 4_000_000)
+
+
+def as_seen_by_libtiff_alone(data: bytes, *tags: int) -> bytes:
+    """Pillow does not know numbers of this kind (SLONG8), and passes them over."""
+    for tag in tags:
+        data = data.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", tag, 17, 1))
+    return data
+
+
+def tiff_tile_that_pillow_does_not_see() -> bytes:
+    return as_seen_by_libtiff_alone(tiff_tile(), 322, 323)
+
+
+def tiff_of_progressive_jpegs_in_strips_that_pillow_does_not_see() -> bytes:
+    return as_seen_by_libtiff_alone(tiff_of_progressive_jpegs(), 278)
+
+
 def tiff_colour_profile() -> bytes:
     return tiff_of_values(34675, 7, 1, 16 * MEGABYTE)
 
@@ -240,6 +259,16 @@ def jpeg_scans_behind_a_reserved_marker() -> bytes:
     return data[:restart] + b"\xff\x02\xff\xff" + data[restart:-2] + scan * 4000 + data[-2:]
 
 
+def jpeg_tables() -> bytes:
+    table = segment(0xDB, b"".join(bytes((number,)) + bytes(64) for number in range(4)) * 250)
+    return jpeg(segment(0xE1, b"Exif\0\0"), table * 200)
+
+
+def jpeg_notes_of_photoshop() -> bytes:
+    note = b"8BIM" + bytes(8)
+    return jpeg(segment(0xE1, b"Exif\0\0"), segment(0xED, b"Photoshop 3.0\0" + note * 5000) * 100)
+
+
 def sequential_jpeg(scans: int) -> bytes:
     """Every scan holds the whole picture."""
     data = encoded(rgb(1024, 1024), "JPEG")
@@ -306,6 +335,10 @@ def webp_of_many_orientations() -> bytes:
 
 def png_of_much_exif() -> bytes:
     return png(png_chunk(b"eXIf", TIFF_HEAD + bytes(16 * MEGABYTE)))
+
+
+def png_description() -> bytes:
+    return png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(16 * MEGABYTE)))
 
 
 def png_exif_of_empty_lines() -> bytes:
@@ -386,12 +419,17 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     tiff_resolution_of_many_fractions,
     tiff_colour_table,
     tiff_colour_profile,
+    tiff_profile_of_numbers,
     tiff_tile,
+    tiff_tile_that_pillow_does_not_see,
+    tiff_of_progressive_jpegs_in_strips_that_pillow_does_not_see,
     jpeg_exif,
     jpeg_exif_in_pieces,
     jpeg_previews,
     jpeg_comments,
     jpeg_padding,
+    jpeg_tables,
+    jpeg_notes_of_photoshop,
     jpeg_junk,
     jpeg_scans,
     jpeg_scans_of_a_large_picture,
@@ -404,6 +442,7 @@ REFUSED: tuple[Callable[[], bytes], ...] = (
     png_profiles,
     png_profiles_before_its_header,
     png_of_much_exif,
+    png_description,
     webp_chunks,
     webp_profile,
     gif_comment,

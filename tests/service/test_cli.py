@@ -155,7 +155,7 @@ def test_a_host_that_is_none_is_one_line(host: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--model-path", "--detector-path"])
-@pytest.mark.parametrize("path", ["", "/", "/dev/zero"])
+@pytest.mark.parametrize("path", ["", "/", "/dev/zero", f"/tmp/{'a' * 300}.onnx"])
 def test_a_model_that_is_no_file_is_one_line(flag: str, path: str) -> None:
     assert "cannot read the model file" in start_and_fail(flag, path)
 

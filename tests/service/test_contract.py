@@ -41,6 +41,11 @@ def test_a_contract_is_read_as_written() -> None:
     assert contract.model_dump(mode="json") == CONTRACT
 
 
+def test_labels_may_be_in_any_script() -> None:
+    labels = ["می\u200cخندد", "👩\u200d🦰 glad"]
+    assert list(parse_contract(metadata(labels=labels), "model.onnx").labels) == labels
+
+
 def test_a_file_without_a_contract_is_refused() -> None:
     with pytest.raises(ModelContractError, match=f"model.onnx: no metadata entry '{METADATA_KEY}'"):
         parse_contract({"author": "someone"}, "model.onnx")

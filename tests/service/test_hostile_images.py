@@ -74,6 +74,22 @@ def test_exif_that_asks_for_too_much_is_left_unread(
     assert decode_image(make(), LIMITS).pixels.size
 
 
+def test_a_tiff_of_jpegs_counts_their_scans_and_nothing_else() -> None:
+    """Beside them, layers of Photoshop's may hold any bytes."""
+    data = encoded(rgb(64, 64), "TIFF", compression="jpeg")
+    assert decode_image(data + b"\xff\xda" * 1_000_000, LIMITS).pixels.shape == (64, 64, 3)
+
+
+def test_a_run_length_encoded_photo_of_single_runs_is_read() -> None:
+    """Twice its pixels in bytes, as a scan of a photo has."""
+    data = bytearray(encoded(Image.fromarray(np.zeros((480, 640), np.uint8)), "BMP"))
+    data[30] = 1
+    start = struct.unpack_from("<I", data, 10)[0]
+    row = b"\x00\x80" + b"\x07" * 128  # literally
+    runs = (row * 5 + b"\0\0") * 480 + b"\0\1"
+    assert decode_image(bytes(data[:start]) + runs, LIMITS).pixels.shape == (480, 640, 3)
+
+
 def test_a_profile_and_some_texts_of_a_png_pass() -> None:
     profile = b"sRGB\0\0" + zlib.compress(bytes(500_000))
     text = [b"%d\0\0" % number + zlib.compress(b"a title, a place") for number in range(200)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 
 import httpx
 import pytest
@@ -144,22 +145,24 @@ def test_paths_of_clients_are_not_logged(client: httpx.Client, lines: Lines) -> 
     assert "route=unmatched" in line
 
 
-def test_lines_that_nobody_takes_are_dropped_and_counted() -> None:
+@pytest.mark.parametrize("size", [50, 500, 2000, 5000, 20_000])
+def test_lines_that_nobody_takes_are_dropped_and_counted(size: int) -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader) as taken, os.fdopen(writer, "w") as stream:
         configure_logging("info", "plain", stream=stream)
         logger = logging.getLogger("service.here")
         for number in range(1000):
-            logger.info("x" * 500, extra={"number": number})
+            logger.info("x" * size, extra={"number": number})
         os.set_blocking(reader, False)
         text = taken.read()
-        logger.info("y" * 3000)  # longer than what is written at a time
+        logger.info("y" * 30_000)  # some pages of a pipe
         lines = taken.read().splitlines()
-    kept = len(re.findall("number=", text))
-    assert 10 < kept < 1000
+    kept = len(text.splitlines())
+    assert len(re.findall("event=x* number=", text)) == kept, "each line whole"
+    assert len(text) > 20_000
     (dropped,) = re.findall(r"lines dropped.* lines=(\d+)", "\n".join(lines))
     assert int(dropped) == 1000 - kept
-    assert "y" * 3000 in lines[-1]
+    assert "y" * 30_000 in lines[-1]
 
 
 def test_a_log_that_nobody_reads_stops_nothing() -> None:
@@ -177,3 +180,23 @@ def test_a_log_that_nobody_reads_stops_nothing() -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("pipe", [True, False], ids=["pipe", "file"])
+def test_processes_that_share_a_log_keep_their_lines_whole(tmp_path: Path, *, pipe: bool) -> None:
+    """The server's and an engine's, tracebacks among them."""
+    code = (
+        "import logging, sys; from service.logs import configure_logging\n"
+        "configure_logging('info', 'plain')\n"
+        "for _ in range(300): logging.getLogger('service.x').info(sys.argv[1] * 3000)"
+    )
+    path = tmp_path / "log"
+    with path.open("a") as file:
+        stream = subprocess.PIPE if pipe else file
+        shell = f'{sys.executable} -c "$0" a & {sys.executable} -c "$0" b; wait'
+        run = subprocess.run(["sh", "-c", shell, code], stderr=stream, text=True, check=True)
+    lines = (run.stderr if pipe else path.read_text()).splitlines()
+    written = [line for line in lines if "lines dropped" not in line]
+    assert len(written) > 100
+    for line in written:
+        assert re.fullmatch(r"time=\S+ level=info logger=service.x event=(a{3000}|b{3000})", line)

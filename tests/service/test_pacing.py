@@ -12,9 +12,8 @@ import pytest
 
 from service.connection import NEWCOMERS_PAUSES
 from service.pacing import BUSY_SHARE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Pacer, next_pause
-from service.server import CHECK_SECONDS
 from tests.service.holding import JPEG, Crowd, HeldDetector, grey_photo, read_all
-from tests.service.serving import RunningServer, assert_problem
+from tests.service.serving import RunningServer, assert_problem, wait_until
 
 PAUSE_SECONDS = 0.4
 
@@ -51,22 +50,32 @@ def test_only_cpu_time_while_photos_are_turned_away_counts(
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every refused client is paced, however idle the event loop is."""
-    monkeypatch.setattr("service.pacing.next_pause", lambda *_, **__: PAUSE_SECONDS)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Every refused client is paced, however idle the event loop is, once there is one of these."""
+    given: list[float] = []
+
+    def pause(*_: object, **__: object) -> float:
+        given.append(PAUSE_SECONDS)
+        return PAUSE_SECONDS
+
+    monkeypatch.setattr("service.pacing.next_pause", pause)
+    return given
 
 
-@pytest.mark.usefixtures("pauses")
 @pytest.mark.parametrize(
     "headers", [JPEG, {**JPEG, "x-request-id": "mine"}], ids=["plain head", "parsed head"]
 )
 def test_a_refused_client_is_read_again_after_the_pause(
-    serve_held: Callable[..., RunningServer], held: HeldDetector, headers: dict[str, str]
+    pauses: list[float],
+    serve_held: Callable[..., RunningServer],
+    held: HeldDetector,
+    headers: dict[str, str],
 ) -> None:
     server = serve_held(max_in_flight_images=1)
     first = Crowd(server).post(grey_photo(1))
     held.wait_until_entered()
-    time.sleep(3 * CHECK_SECONDS)  # until the pause is known
+    pauses.clear()
+    wait_until(lambda: len(pauses) > 1)
     large = bytes(500_000)  # comes in several pieces
     with server.client() as client, server.client() as other:
         started = time.monotonic()
@@ -85,14 +94,14 @@ def test_a_refused_client_is_read_again_after_the_pause(
     assert again_after >= PAUSE_SECONDS
 
 
-@pytest.mark.usefixtures("pauses")
 def test_newcomers_too_many_get_their_whole_answers_later(
-    serve_held: Callable[..., RunningServer], held: HeldDetector
+    pauses: list[float], serve_held: Callable[..., RunningServer], held: HeldDetector
 ) -> None:
     server = serve_held(max_in_flight_images=1, max_connections=2)
     first = Crowd(server).post(grey_photo(1))
     held.wait_until_entered()
-    time.sleep(3 * CHECK_SECONDS)
+    pauses.clear()
+    wait_until(lambda: len(pauses) > 1)
     address, photo = server.address, grey_photo(2)
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d"
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ImageFileError
-from service.sources import find_sources, require_there
+from service.sources import drawn_path, find_sources, require_there
 
 
 def test_a_folder_means_its_pictures_those_of_other_kinds_too(tmp_path: Path) -> None:
@@ -109,3 +109,12 @@ def test_names_of_a_long_job_are_looked_for_first(tmp_path: Path) -> None:
     for name in (str(tmp_path / "none"), str(tmp_path / "photo.jpg" / "none"), "x" * 5000):
         with pytest.raises(ImageFileError, match=r": no such file or folder\."):
             require_there([str(tmp_path), name])
+
+
+def test_of_the_folder_for_drawn_copies_originals_are_read(tmp_path: Path) -> None:
+    photos = [tmp_path / name for name in ("a.jpg", "photos/b.jpg", "photos/c.png")]
+    copies = [drawn_path(photo, tmp_path / "photos", ".jpg") for photo in photos]
+    for path in (*photos, *copies):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert find_sources([str(tmp_path)], drawn=tmp_path / "photos") == photos
