@@ -33,9 +33,9 @@ from service.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
+from service.image_directories import check_directory
 from service.image_headers import (
     MAX_COUNTED_FRAMES,
-    check_directory,
     foreign_format,
     read_header,
     sniff_format,

@@ -15,7 +15,8 @@ import tifffile
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from service.errors import ImageTooLargeError, InvalidImageError
-from service.image_headers import check_directory, read_header
+from service.image_directories import check_directory
+from service.image_headers import read_header
 from service.imaging import ImageLimits, decode_image
 from tests.service import bombs
 from tests.service.image_files import animation, encoded, exif, rgb

@@ -9,13 +9,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from service.image_headers import (
-    MAX_COUNTED_FRAMES,
-    MAX_JPEG_SCANS,
-    PART_BYTES,
-    read_header,
-    sniff_format,
-)
+from service.image_headers import MAX_COUNTED_FRAMES, read_header, sniff_format
+from service.jpeg_headers import MAX_SCANS, PART_BYTES
 from tests.service.image_files import animation, encoded, rgb
 
 
@@ -23,14 +18,14 @@ from tests.service.image_files import animation, encoded, rgb
 def test_scans_are_counted_wherever_a_part_of_the_file_ends(position: int) -> None:
     scan = b"\xff\xda\0\x02"
     first = b"\xff\xd8" + scan
-    data = first + bytes(position - len(first)) + scan * (MAX_JPEG_SCANS - 1)
+    data = first + bytes(position - len(first)) + scan * (MAX_SCANS - 1)
     read_header(data, "JPEG")
     with pytest.raises(ValueError, match="too many JPEG scans"):
         read_header(data + scan, "JPEG")
 
 
 def with_many_scans(head: bytes, scan: bytes) -> bytes:
-    return head + scan + b"\0" * 8 + b"\xff\xda\0\x02" * (2 * MAX_JPEG_SCANS) + b"\xff\xd9"
+    return head + scan + b"\0" * 8 + b"\xff\xda\0\x02" * (2 * MAX_SCANS) + b"\xff\xd9"
 
 
 def jpeg_in_parts() -> tuple[bytes, bytes]:
@@ -78,7 +73,7 @@ def progressive_behind(odd: bytes) -> bytes:
     segment = (start + bytes(astray - len(start)) + frame).ljust(2 + len(odd) + 2 + 65535, b"\0")
     data = encoded(rgb(), "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
-    return segment + data[2:-2] + last * (2 * MAX_JPEG_SCANS) + b"\xff\xd9"
+    return segment + data[2:-2] + last * (2 * MAX_SCANS) + b"\xff\xd9"
 
 
 @pytest.mark.parametrize(
