@@ -91,7 +91,7 @@ def _check_strips(data: bytes, directory: Directory, storage: dict[int, Entry]) 
         width, height = number(_WIDTH, 0), number(_HEIGHT, 0)
         pixels = width * min(height, number(_ROWS, height))
         tile = number(_TILE_WIDTH, 0) * number(_TILE_HEIGHT, 0)
-        if scans * max(pixels if starts == _OFFSET_TAGS[0] else 0, tile) > (MAX_SCANNED_PIXELS):
+        if scans * max(pixels if starts == _OFFSET_TAGS[0] else 0, tile) > MAX_SCANNED_PIXELS:
             raise ValueError("too many JPEG scans")
 
 
