@@ -127,11 +127,15 @@ def test_a_refused_client_that_stays_is_closed_all_the_same(
     assert first().status_code == 200
 
 
+def photo_of_noise() -> bytes:
+    """2 MB, and 7 as a PNG: more than what the kernel holds for two sockets."""
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
+    return encoded(Image.fromarray(noise), "JPEG", quality=75)
+
+
 def test_client_that_does_not_read_its_reply_is_cut_off(serve: Serve) -> None:
     server = serve(stall_timeout_ms=300)
-    # Its picture is larger than what the kernel holds for two sockets.
-    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
-    photo = encoded(Image.fromarray(noise), "JPEG", quality=75)
+    photo = photo_of_noise()
     head = ["Accept: image/png", f"Content-Length: {len(photo)}"]
     with raw_request(server, head, photo, receive_bytes=4096):
         wait_until(lambda: refused(server, "slow-reader") == 1)
@@ -142,8 +146,7 @@ def test_replies_that_take_half_of_the_room_are_waited_for_less(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "CROWDED_STALL_SECONDS", 0.3)
-    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
-    photo = encoded(Image.fromarray(noise), "JPEG", quality=75)
+    photo = photo_of_noise()
     server = serve(max_in_flight_bytes=16_000_000, stall_timeout_ms=3_600_000)
     head = ["Accept: image/png", f"Content-Length: {len(photo)}"]
     with ExitStack() as stack:
@@ -156,8 +159,7 @@ def test_a_picture_that_does_not_fit_beside_unread_ones_is_refused(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "CROWDED_STALL_SECONDS", 3600)
-    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
-    photo = encoded(Image.fromarray(noise), "JPEG", quality=75)
+    photo = photo_of_noise()
     server = serve(max_in_flight_bytes=12_000_000)
     plain = {"Content-Type": "image/jpeg"}
     drawn = {**plain, "Accept": "image/png"}
