@@ -38,10 +38,8 @@ except ImportError as error:
     raise OutputError("bulk needs Ray; in a checkout: pip install -e '.[bulk]'.") from error
 
 ERROR = "error"
-NAMES = (
-    "utf-8",
-    "surrogateescape",
-)  # Arrow takes those of files, which need not be UTF-8, as bytes
+# Arrow takes names of files, which need not be UTF-8, as bytes.
+NAMES = ("utf-8", "surrogateescape")
 MAX_BLOCK_PHOTOS = 1000  # one file of the output; what a lost worker has to read again
 BATCH_PHOTOS = 32  # files of a worker in memory at a time
 READERS = 8  # threads of a worker

@@ -25,7 +25,7 @@ MAX_WEBP_CHUNKS = 20_000
 # each, also where it fails at its end, and at most so much of it.
 MAX_PNG_INFLATED_BYTES = 20 * 1024 * 1024
 MAX_PNG_CHUNK_INFLATED_BYTES = 1024 * 1024
-# As much text of a PNG as Pillow takes; see service.imaging.
+# Of a PNG's text in the file, and of what it comes to: service.imaging tells Pillow.
 MAX_PNG_TEXT_BYTES = 4 * 1024 * 1024
 # Run-length encoded BMPs are decoded in Python, their empty rows too.
 MIN_BMP_RLE_BYTES = 256 * 1024

@@ -36,6 +36,7 @@ from service.errors import (
 from service.image_directories import check_directory
 from service.image_headers import (
     MAX_COUNTED_FRAMES,
+    MAX_PNG_TEXT_BYTES,
     foreign_format,
     read_header,
     sniff_format,
@@ -47,7 +48,7 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of faults in a file on standard error, past the log; its sender is told anyway.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Of compressed text in a PNG, all of it together; Pillow's own limit is 64 MB.
-PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT_BYTES
 
 _STRIP_PIXELS = 1 << 20
 _LEAST_BITS = {"1": 1, "L": 2, "P": 2}  # of a pixel or of one of its colours, by Pillow's mode

@@ -75,9 +75,11 @@ class _Outlet:
         return self._has_room(count)
 
     def _has_room(self, count: int) -> bool:
+        if not self._poll.poll(0):
+            return False
         # What fits into a page goes into a pipe as a whole wherever it takes anything at all.
-        if not self._poll.poll(0) or count <= select.PIPE_BUF or self._capacity is None:
-            return bool(self._poll.poll(0))
+        if count <= select.PIPE_BUF or self._capacity is None:
+            return True
         held = array("i", [0])
         fcntl.ioctl(self._descriptor, termios.FIONREAD, held)
         # Pages may be half empty: two lines share one only where both fit.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # Asked every few seconds, and of no interest.
 EXCLUDED = re.compile(r"/health/|/v2/health/|/metrics\Z")
-# Of headers that they can't read, they warn with what the client has sent.
-PARSERS = ("opentelemetry.trace", "opentelemetry.baggage", "opentelemetry.propagators")
+# Of headers that it can't read, it warns with what the client has sent.
+PARSER = "opentelemetry.trace"
 AS_SENT = "lan_fer.as_sent"
 STOP_SECONDS = 2.0
 DEFAULT_NAME = "lan-fer"
@@ -83,8 +83,7 @@ def _read_traceparent_alone() -> None:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     set_global_textmap(TraceContextTextMapPropagator())
-    for name in PARSERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(PARSER).setLevel(logging.ERROR)
 
 
 async def stop_traces(provider: TracerProvider) -> None:
