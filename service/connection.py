@@ -27,7 +27,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.metrics import Metrics
-from service.middleware import REQUEST_ID_HEADER, request_id_of
+from service.middleware import REQUEST_ID_HEADER, own_request_id, request_id_of
 from service.patience import Patience
 from service.plain_heads import PlainHead
 from service.polite_transport import PoliteTransport
@@ -237,30 +237,30 @@ class Connection(HttpToolsProtocol):
             if not self._unwanted:
                 if self._leaving:
                     return b""
-                if (refused := self._refusable(shedder, data)) is None:
+                if (plain := self._refusable(shedder, data)) is None:
                     return data
-                plain, reply = refused
                 head_bytes, self._unwanted = plain.head_bytes, plain.body_bytes
                 self._message_complete = False
-                self._answer_at_once(reply, request_id_of(None), stays=True)
+                self._answer_at_once(shedder.reply, own_request_id(), stays=True)
             taken = min(len(data) - head_bytes, self._unwanted)
             self._unwanted -= taken
             data = data[head_bytes + taken :]
-            if not self._unwanted:
+            if self._unwanted:
+                self._wait(self._limits.stall_seconds, self.leave)
+            else:
                 self._message_complete = True
                 self._wait(self._limits.idle_seconds, self.leave)
-                self._pace()
+                self._pace(shedder)
         return data
 
-    def _refusable(self, shedder: Shedder, data: bytes) -> tuple[PlainHead, PreparedReply] | None:
-        """The request that `data` begins with, and the answer, where it is turned away unparsed."""
-        if not shedder.is_shedding or not self._message_complete or self._busy or self._draining:
+    def _refusable(self, shedder: Shedder, data: bytes) -> PlainHead | None:
+        """The head that `data` begins with, where it is turned away unparsed; it is counted."""
+        if not (self._message_complete and shedder.is_shedding) or self._busy or self._draining:
             return None
         plain = PlainHead.of(data)
         if plain is None or plain.body_bytes > self._limits.max_body_bytes:
             return None
-        reply = shedder.refusal(b"POST", plain.path)
-        return None if reply is None else (plain, reply)
+        return plain if shedder.counts(plain.path) else None
 
     def _feed(self, data: bytes) -> None:
         """What uvicorn does with bytes, but that no client is let into another protocol."""
@@ -320,17 +320,18 @@ class Connection(HttpToolsProtocol):
             raise fault  # the parser goes no further
         if self.parser.should_upgrade():  # it comes again, see _without_upgrade
             return
-        if self._shedder is not None and not self._busy:
-            refusal = self._shedder.refusal(self.parser.get_method(), self.url)
-            if refusal is not None:
-                self._in_head = False
-                given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
-                # A client that waits for "100 Continue" may send its body after a refusal, or not.
-                stays = self.parser.should_keep_alive() and not (
-                    self.expect_100_continue or self._draining
-                )
-                self._answer_at_once(refusal, request_id_of(given.decode("latin-1")), stays=stays)
-                return
+        shedder, method = self._shedder, self.parser.get_method()
+        if shedder is not None and not self._busy and shedder.refuses(method, self.url):
+            self._in_head = False
+            given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
+            # A client that waits for "100 Continue" may send its body after a refusal, or not.
+            stays = self.parser.should_keep_alive() and not (
+                self.expect_100_continue or self._draining
+            )
+            request_id = request_id_of(given.decode("latin-1"))
+            self._answer_at_once(shedder.reply, request_id, stays=stays)
+            self._wait(self._limits.stall_seconds, self.leave)
+            return
         # "100 Continue" is not known to HTTP/1.0 (RFC 9110, 10.1.1).
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()  # raises where the address can't be read
@@ -361,8 +362,8 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:
             self._wait(self._limits.idle_seconds, self.leave)
-        if isinstance(self.cycle, _Answered):
-            self._pace()
+        if isinstance(self.cycle, _Answered) and self._shedder is not None:
+            self._pace(self._shedder)
 
     def on_response_complete(self) -> None:
         """The reply has been written, though it need not have been sent."""
@@ -411,14 +412,12 @@ class Connection(HttpToolsProtocol):
         dated = self.server_state.default_headers
         self._replies.flush()  # of earlier requests
         self.transport.write(reply.to(request_id, dated, close=not stays))
-        if stays:
-            self._wait(self._limits.stall_seconds, self.leave)
-        else:
+        if not stays:
             self.leave()
 
-    def _pace(self) -> None:
+    def _pace(self, shedder: Shedder) -> None:
         """Read no more for a while from a client that has been refused and has sent its body."""
-        if self._shedder is not None and (pause := self._shedder.pacer.pause_seconds):
+        if pause := shedder.pacer.pause_seconds:
             self.flow.pause_reading()
             self.loop.call_later(pause, self._read_on)
 
@@ -466,7 +465,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._awaits_reply:
-            self._replies.write(PreparedReply(error).to(request_id_of(None)))
+            self._replies.write(PreparedReply(error).to(own_request_id()))
         self.leave()
 
     def _make_room(self) -> None:

@@ -49,8 +49,8 @@ class Lifecycle:
     @property
     def is_full(self) -> bool:
         """Whether the service would take photos, but has no permit left."""
-        ready = self._phase is Phase.READY and self._trouble is None
-        return ready and self._in_flight >= self._capacity
+        full = self._in_flight >= self._capacity
+        return full and self._phase is Phase.READY and self._trouble is None
 
     @property
     def is_draining(self) -> bool:

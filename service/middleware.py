@@ -131,7 +131,11 @@ def request_id_of(given: str | None) -> str:
     """The client's X-Request-ID where it is a sound one, else one of our own."""
     if given is not None and VALID_REQUEST_ID.fullmatch(given):
         return given
-    # Nothing depends on its being hard to guess, and most refusals need one.
+    return own_request_id()
+
+
+def own_request_id() -> str:
+    """One that no other request has; nothing depends on its being hard to guess."""
     return f"{random.getrandbits(128):032x}"
 
 

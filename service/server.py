@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
         finally:
             self._checking.cancel()
             if self._connection_config.shedder is not None:
-                self._connection_config.shedder.log_refusals()
+                self._connection_config.shedder.end()
 
     async def _check_connections(self) -> None:
         loop = asyncio.get_running_loop()
@@ -89,8 +89,7 @@ class Server(uvicorn.Server):
             # Here and not when asked: each piece of each body asks.
             self._unsent_bytes = sum(connection.unsent_bytes for connection in connections)
             if (shedder := self._connection_config.shedder) is not None:
-                shedder.log_refusals(now)
-                shedder.pacer.look(is_shedding=shedder.is_shedding)
+                shedder.look(now)
 
     def _stall_seconds(self) -> float:
         """How long a client may take nothing of its reply: less where replies take others' room."""

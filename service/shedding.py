@@ -25,37 +25,58 @@ class Shedder:
 
     def __init__(self, *, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self.pacer = Pacer()
-        self._lifecycle = lifecycle
         error = OverloadedError("As many images are in flight as the service takes.")
-        self._reply = PreparedReply(error)
+        self.reply = PreparedReply(error)
+        self._lifecycle = lifecycle
         self._problems = metrics.problems.labels(error.slug)
         self._requests = {
             path: metrics.requests.labels("POST", path.decode(), str(error.status))
             for path in PATHS
         }
+        # Beside the metrics, which take as long to count one as the rest of a refusal does.
+        self._uncounted = dict.fromkeys(PATHS, 0)
         self._unlogged = 0
-        self._logged_at = -LOG_EVERY_SECONDS
+        self._logged_at = 0.0  # by the event loop's clock
 
     @property
     def is_shedding(self) -> bool:
         """Whether photos are turned away now."""
         return self._lifecycle.is_full
 
-    def refusal(self, method: bytes, url: bytes) -> PreparedReply | None:
-        """What to answer this request with at once, and it is counted; None: go on."""
-        if method != b"POST" or not self._lifecycle.is_full:
-            return None
-        requests = self._requests.get(url.partition(b"?")[0])
-        if requests is None:
-            return None
-        requests.inc()
-        self._problems.inc()
-        self._unlogged += 1
-        return self._reply
+    def refuses(self, method: bytes, url: bytes) -> bool:
+        """Whether this request is to be answered with `reply` at once; then it is counted."""
+        return method == b"POST" and self.is_shedding and self.counts(url.partition(b"?")[0])
 
-    def log_refusals(self, now: float | None = None) -> None:
-        """Log those not logged yet, at most once in LOG_EVERY_SECONDS; without `now`, at once."""
-        if not self._unlogged or (now is not None and now - self._logged_at < LOG_EVERY_SECONDS):
-            return
-        logger.warning("photos turned away", extra={"count": self._unlogged})
-        self._unlogged, self._logged_at = 0, now or self._logged_at
+    def counts(self, path: bytes) -> bool:
+        """Count a refusal; False where nothing is refused at this path."""
+        if path not in self._uncounted:
+            return False
+        self._uncounted[path] += 1
+        return True
+
+    def look(self, now: float) -> None:
+        """Account for what was refused since the last time; called several times a second."""
+        self.pacer.look(refused=self._tell_metrics())
+        if now - self._logged_at >= LOG_EVERY_SECONDS:
+            self._logged_at = now
+            self._log()
+
+    def end(self) -> None:
+        """Account for the rest."""
+        self._tell_metrics()
+        self._log()
+
+    def _tell_metrics(self) -> int:
+        refused = sum(self._uncounted.values())
+        if refused:
+            for path, count in self._uncounted.items():
+                self._requests[path].inc(count)
+            self._problems.inc(refused)
+            self._unlogged += refused
+            self._uncounted = dict.fromkeys(PATHS, 0)
+        return refused
+
+    def _log(self) -> None:
+        if self._unlogged:
+            logger.warning("photos turned away", extra={"count": self._unlogged})
+            self._unlogged = 0

@@ -70,9 +70,9 @@ def test_photos_turned_away_are_counted_and_logged_together(
             assert refused.headers["x-request-id"] == "mine"
             assert refused.headers["x-content-type-options"] == "nosniff"
             assert refused.headers["cache-control"] == "no-store"
+        name = 'lan_fer_http_requests_total{method="POST",route="/predict",status="429"}'
+        wait_until(lambda: f"{name} 3.0" in client.get("/metrics").text)
         metrics = client.get("/metrics").text
-    name = 'lan_fer_http_requests_total{method="POST",route="/predict",status="429"}'
-    assert f"{name} 3.0" in metrics
     assert 'lan_fer_problems_total{problem="overloaded"} 3.0' in metrics
     # All three are logged, in one line or in several.
     wait_until(lambda: turned_away(caplog) == 3)

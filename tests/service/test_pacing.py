@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -37,16 +40,36 @@ def test_only_cpu_time_while_photos_are_turned_away_counts(
     monkeypatch.setattr("service.pacing.time", clocks)
     pacer = Pacer()
 
-    def pause_after(cpu: float, *, is_shedding: bool) -> float:
+    def pause_after(cpu: float, *, refused: int) -> float:
         clock.now, clock.cpu = clock.now + 0.1, clock.cpu + cpu
-        pacer.look(is_shedding=is_shedding)
+        pacer.look(refused=refused)
         return pacer.pause_seconds
 
     much, little = (BUSY_SHARE + 0.05) * 0.1, (BUSY_SHARE - 0.05) * 0.1
-    assert pause_after(much, is_shedding=False) == 0.0
-    assert pause_after(little, is_shedding=True) == 0.0
-    assert pause_after(much, is_shedding=True) == FIRST_PAUSE_SECONDS
-    assert pause_after(little, is_shedding=True) == 0.0
+    assert pause_after(much, refused=0) == 0.0
+    assert pause_after(little, refused=1) == 0.0
+    assert pause_after(much, refused=1) == FIRST_PAUSE_SECONDS
+    assert pause_after(little, refused=1) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have policies under Linux alone")
+def test_wakes_gather_while_many_are_refused_but_not_under_a_policy_somebody_chose() -> None:
+    def policies(chosen: int) -> list[int]:
+        os.sched_setscheduler(0, chosen, os.sched_param(0))  # of this thread alone
+        pacer, found = Pacer(), []
+        for refused in (1, 1000, 1000, 0):
+            time.sleep(0.02)
+            pacer.look(refused=refused)
+            found.append(os.sched_getscheduler(0))
+        return found
+
+    usual, gathers, idle = os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE
+    for chosen, found in (
+        (usual, [usual, gathers, gathers, usual]),
+        (idle, [idle] * 4),
+    ):
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(policies, chosen).result() == found
 
 
 @pytest.fixture
