@@ -146,6 +146,7 @@ class Connection(HttpToolsProtocol):
         self._bytes_beside_body = 0
         self._body_bytes = 0
         self._at_once = 0  # refusals since the last bytes came
+        self._has_arrived = False  # a request for the app, with the last bytes
         self._unwanted = 0  # bytes still to come of a body that was turned away unparsed
         self._broken: ProblemError | None = None
         self._unsent = 0
@@ -224,7 +225,10 @@ class Connection(HttpToolsProtocol):
         if self._shedder is not None and not (data := self._shed(self._shedder, data)):
             return
         self._bytes_beside_body += len(data)
+        self._has_arrived = False
         self._feed(data)
+        if self._has_arrived and self._shedder is not None:
+            self._shedder.let_through(self.url.partition(b"?")[0], self.loop)
         if self._bytes_beside_body > self._limits.max_head_bytes and self._in_head:
             self._refuse(HeadersTooLargeError("The headers do not end."))
         elif self._bytes_beside_body > MAX_FRAMING_BYTES:
@@ -360,6 +364,7 @@ class Connection(HttpToolsProtocol):
             return
         self._patience.stop()
         super().on_message_complete()
+        self._has_arrived = self._busy
         if self.cycle.response_complete:
             self._wait(self._limits.idle_seconds, self.leave)
         if isinstance(self.cycle, _Answered) and self._shedder is not None:

@@ -46,10 +46,9 @@ class Lifecycle:
         """Images accepted and not yet answered."""
         return self._in_flight
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the service would take photos, but has no permit left."""
-        full = self._in_flight >= self._capacity
+    def is_full(self, *, coming: int = 0) -> bool:
+        """Whether it would take photos, but has no permit left once `coming` have theirs."""
+        full = self._in_flight + coming >= self._capacity
         return full and self._phase is Phase.READY and self._trouble is None
 
     @property

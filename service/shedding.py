@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from service.errors import OverloadedError
@@ -33,6 +34,7 @@ class Shedder:
             path: metrics.requests.labels("POST", path.decode(), str(error.status))
             for path in PATHS
         }
+        self._coming = 0
         # Beside the metrics, which take as long to count one as the rest of a refusal does.
         self._uncounted = dict.fromkeys(PATHS, 0)
         self._unlogged = 0
@@ -41,7 +43,7 @@ class Shedder:
     @property
     def is_shedding(self) -> bool:
         """Whether photos are turned away now."""
-        return self._lifecycle.is_full
+        return self._lifecycle.is_full(coming=self._coming)
 
     def refuses(self, method: bytes, url: bytes) -> bool:
         """Whether this request is to be answered with `reply` at once; then it is counted."""
@@ -53,6 +55,19 @@ class Shedder:
             return False
         self._uncounted[path] += 1
         return True
+
+    def let_through(self, path: bytes, loop: asyncio.AbstractEventLoop) -> None:
+        """A request is there as a whole, and the app is about to hear of it.
+
+        It has its permit by the end of the loop's next turn. Of many that come in one turn all
+        would pass for the one for which there is room, and the app would refuse the others.
+        """
+        if path in self._uncounted:
+            self._coming += 1
+            loop.call_soon(self._has_come)
+
+    def _has_come(self) -> None:
+        self._coming -= 1
 
     def look(self, now: float) -> None:
         """Account for what was refused since the last time; called several times a second."""

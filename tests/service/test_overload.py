@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -77,6 +77,35 @@ def test_photos_turned_away_are_counted_and_logged_together(
     # All three are logged, in one line or in several.
     wait_until(lambda: turned_away(caplog) == 3)
     held.gate.set()
+    assert first().status_code == 200
+
+
+def test_photos_that_come_at_once_do_not_all_pass_for_the_one_there_is_room_for(
+    serve_held: Callable[..., RunningServer],
+    held: HeldDetector,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each that did would be refused by the app, at ten times the cost."""
+    server = serve_held(max_in_flight_images=2)
+    first = Crowd(server).post(grey_photo(1))
+    held.wait_until_entered()
+    photo = grey_photo(2)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: "
+    request = f"{head}{len(photo)}\r\n\r\n".encode() + photo
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(server.address)) for _ in range(8)]
+        for connection in crowd:
+            connection.settimeout(PATIENCE_SECONDS)
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        loop = server.uvicorn.servers[0].get_loop()
+        loop.call_soon_threadsafe(time.sleep, 0.3)  # all of them are read in the turn after it
+        for connection in crowd:
+            connection.sendall(request)
+        wait_until(lambda: turned_away(caplog) == 7)
+        held.gate.set()
+        replies = [connection.recv(65536) for connection in crowd]
+    assert sorted(reply[9:12] for reply in replies) == [b"200", *[b"429"] * 7]
     assert first().status_code == 200
 
 
