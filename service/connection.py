@@ -146,7 +146,7 @@ class Connection(HttpToolsProtocol):
         self._bytes_beside_body = 0
         self._body_bytes = 0
         self._at_once = 0  # refusals since the last bytes came
-        self._has_arrived = False  # a request for the app, with the last bytes
+        self._photo: object | None = None  # that is on its way to the app; see Shedder
         self._unwanted = 0  # bytes still to come of a body that was turned away unparsed
         self._broken: ProblemError | None = None
         self._unsent = 0
@@ -225,10 +225,7 @@ class Connection(HttpToolsProtocol):
         if self._shedder is not None and not (data := self._shed(self._shedder, data)):
             return
         self._bytes_beside_body += len(data)
-        self._has_arrived = False
         self._feed(data)
-        if self._has_arrived and self._shedder is not None:
-            self._shedder.let_through(self.url.partition(b"?")[0], self.loop)
         if self._bytes_beside_body > self._limits.max_head_bytes and self._in_head:
             self._refuse(HeadersTooLargeError("The headers do not end."))
         elif self._bytes_beside_body > MAX_FRAMING_BYTES:
@@ -338,8 +335,11 @@ class Connection(HttpToolsProtocol):
             return
         # "100 Continue" is not known to HTTP/1.0 (RFC 9110, 10.1.1).
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
+        at_once = not self._busy
         super().on_headers_complete()  # raises where the address can't be read
         self._in_head = False
+        if shedder is not None and at_once and method == b"POST":
+            self._photo = shedder.let_through(self.url.partition(b"?")[0])
         self.cycle.transport = self._replies
         if self._draining or self.expect_100_continue:
             # A client that waits for "100 Continue" may send its body after a refusal, or not.
@@ -364,7 +364,9 @@ class Connection(HttpToolsProtocol):
             return
         self._patience.stop()
         super().on_message_complete()
-        self._has_arrived = self._busy
+        if self._shedder is not None and self._photo is not None:
+            self._shedder.has_arrived(self._photo)
+            self._photo = None
         if self.cycle.response_complete:
             self._wait(self._limits.idle_seconds, self.leave)
         if isinstance(self.cycle, _Answered) and self._shedder is not None:

@@ -33,7 +33,7 @@ class Lifecycle:
 
     def __init__(self, *, max_in_flight_images: int, metrics: Metrics) -> None:
         self._phase = Phase.STARTING
-        self._capacity = max_in_flight_images
+        self.capacity = max_in_flight_images
         self._in_flight = 0
         self._trouble: str | None = None
         # Read when asked for: drain() runs in a signal handler, where taking a lock could hang.
@@ -48,7 +48,7 @@ class Lifecycle:
 
     def is_full(self, *, coming: int = 0) -> bool:
         """Whether it would take photos, but has no permit left once `coming` have theirs."""
-        full = self._in_flight + coming >= self._capacity
+        full = self._in_flight + coming >= self.capacity
         return full and self._phase is Phase.READY and self._trouble is None
 
     @property
@@ -95,9 +95,9 @@ class Lifecycle:
         left: refusing at once is kinder than a queue in which every request times out.
         """
         self.require_ready()
-        if self._in_flight >= self._capacity:
+        if self._in_flight >= self.capacity:
             raise OverloadedError(
-                f"{self._capacity} images are in flight, as many as the service takes."
+                f"{self.capacity} images are in flight, as many as the service takes."
             )
 
     @contextmanager

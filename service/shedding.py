@@ -14,6 +14,10 @@ from service.prepared import PreparedReply
 PATHS = (b"/predict", b"/predict/batch")
 # Refusals are logged together, not one by one: that would cost more than refusing does.
 LOG_EVERY_SECONDS = 1.0
+# What is still arriving counts for so long, and for one permit in so many at most: heads alone,
+# with no photo behind them, must not keep others out.
+ARRIVES_SECONDS = 0.05
+ARRIVING_SHARE = 8
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,10 @@ class Shedder:
             path: metrics.requests.labels("POST", path.decode(), str(error.status))
             for path in PATHS
         }
-        self._coming = 0
+        # Photos let through that have no permit yet. All of those that come together would pass for
+        # the one there is room for, and the app, which costs ten times as much, refuse the others.
+        self._arriving: set[object] = set()
+        self._asking = 0
         # Beside the metrics, which take as long to count one as the rest of a refusal does.
         self._uncounted = dict.fromkeys(PATHS, 0)
         self._unlogged = 0
@@ -43,7 +50,8 @@ class Shedder:
     @property
     def is_shedding(self) -> bool:
         """Whether photos are turned away now."""
-        return self._lifecycle.is_full(coming=self._coming)
+        arriving = min(len(self._arriving), self._lifecycle.capacity // ARRIVING_SHARE)
+        return self._lifecycle.is_full(coming=self._asking + arriving)
 
     def refuses(self, method: bytes, url: bytes) -> bool:
         """Whether this request is to be answered with `reply` at once; then it is counted."""
@@ -56,18 +64,23 @@ class Shedder:
         self._uncounted[path] += 1
         return True
 
-    def let_through(self, path: bytes, loop: asyncio.AbstractEventLoop) -> None:
-        """A request is there as a whole, and the app is about to hear of it.
+    def let_through(self, path: bytes) -> object | None:
+        """A head is let through that may be a photo's: what to tell `has_arrived`."""
+        if path not in self._uncounted:
+            return None
+        photo = object()
+        self._arriving.add(photo)
+        asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._arriving.discard, photo)
+        return photo
 
-        It has its permit by the end of the loop's next turn. Of many that come in one turn all
-        would pass for the one for which there is room, and the app would refuse the others.
-        """
-        if path in self._uncounted:
-            self._coming += 1
-            loop.call_soon(self._has_come)
+    def has_arrived(self, photo: object) -> None:
+        """Its body is there, and in the loop's next turn the app asks for its permit."""
+        self._arriving.discard(photo)
+        self._asking += 1
+        asyncio.get_running_loop().call_soon(self._has_asked)
 
-    def _has_come(self) -> None:
-        self._coming -= 1
+    def _has_asked(self) -> None:
+        self._asking -= 1
 
     def look(self, now: float) -> None:
         """Account for what was refused since the last time; called several times a second."""

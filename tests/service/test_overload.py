@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 import service.connection as connection_module
+import service.shedding as shedding_module
 from service.budgets import ByteBudget, NoRoomError, PixelBudget
 from service.errors import OverloadedError
 from service.expression import ExpressionModel
@@ -107,6 +108,39 @@ def test_photos_that_come_at_once_do_not_all_pass_for_the_one_there_is_room_for(
         replies = [connection.recv(65536) for connection in crowd]
     assert sorted(reply[9:12] for reply in replies) == [b"200", *[b"429"] * 7]
     assert first().status_code == 200
+
+
+def test_heads_alone_keep_others_out_neither_for_long_nor_of_much(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shedding_module, "ARRIVES_SECONDS", 0.5)
+    server = serve(max_in_flight_images=16)
+    with ExitStack() as stack:
+        client = stack.enter_context(server.client())
+
+        def status() -> int:
+            return client.post("/predict", content=grey_photo(1), headers=JPEG).status_code
+
+        def sends_head_alone() -> None:
+            stack.enter_context(raw_request(server, ["Content-Length: 1000"]))
+
+        def hold(permits: int) -> ExitStack:
+            held = stack.enter_context(ExitStack())
+            for _ in range(permits):
+                held.enter_context(server.state.lifecycle.admit_image())
+            return held
+
+        with hold(15):
+            sends_head_alone()
+            wait_until(lambda: status() == 429)
+            wait_until(lambda: status() == 200)
+        hold(13)
+        for _ in range(9):
+            sends_head_alone()
+        assert status() == 200  # two of them count, of sixteen permits
+        hold(1)
+        assert status() == 429
+        wait_until(lambda: status() == 200)
 
 
 def test_photos_turned_away_on_one_connection_leave_it_in_order(
