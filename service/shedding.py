@@ -14,8 +14,8 @@ from service.prepared import PreparedReply
 PATHS = (b"/predict", b"/predict/batch")
 # Refusals are logged together, not one by one: that would cost more than refusing does.
 LOG_EVERY_SECONDS = 1.0
-# What is still arriving counts for so long, and for one permit in so many at most: heads alone,
-# with no photo behind them, must not keep others out.
+# Photos still arriving count for about so long, and for one permit in so many at most: heads alone,
+# with nothing behind them, must not keep others out.
 ARRIVES_SECONDS = 0.05
 ARRIVING_SHARE = 8
 
@@ -40,7 +40,7 @@ class Shedder:
         }
         # Photos let through that have no permit yet. All of those that come together would pass for
         # the one there is room for, and the app, which costs ten times as much, refuse the others.
-        self._arriving: set[object] = set()
+        self._arriving: dict[object, float] = {}  # since when, the oldest first
         self._asking = 0
         # Beside the metrics, which take as long to count one as the rest of a refusal does.
         self._uncounted = dict.fromkeys(PATHS, 0)
@@ -69,13 +69,12 @@ class Shedder:
         if path not in self._uncounted:
             return None
         photo = object()
-        self._arriving.add(photo)
-        asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._arriving.discard, photo)
+        self._arriving[photo] = asyncio.get_running_loop().time()
         return photo
 
     def has_arrived(self, photo: object) -> None:
         """Its body is there, and in the loop's next turn the app asks for its permit."""
-        self._arriving.discard(photo)
+        self._arriving.pop(photo, None)
         self._asking += 1
         asyncio.get_running_loop().call_soon(self._has_asked)
 
@@ -85,6 +84,10 @@ class Shedder:
     def look(self, now: float) -> None:
         """Account for what was refused since the last time; called several times a second."""
         self.pacer.look(refused=self._tell_metrics())
+        # No timer of its own for each: it would wake the event loop beside the engines.
+        late = [p for p, since in self._arriving.items() if now - since >= ARRIVES_SECONDS]
+        for photo in late:
+            del self._arriving[photo]
         if now - self._logged_at >= LOG_EVERY_SECONDS:
             self._logged_at = now
             self._log()
