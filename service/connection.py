@@ -213,6 +213,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, from either side."""
         self._patience.stop()
+        self._photo_is_over()
         self._config.turned_away.pop(self, None)
         self._config.leaving.pop(self, None)
         super().connection_lost(exc)
@@ -247,7 +248,8 @@ class Connection(HttpToolsProtocol):
             self._unwanted -= taken
             data = data[head_bytes + taken :]
             if self._unwanted:
-                self._wait(self._limits.stall_seconds, self.leave)
+                if head_bytes:  # once: the rest of it may not drip
+                    self._wait(self._limits.stall_seconds, self.leave)
             else:
                 self._message_complete = True
                 self._wait(self._limits.idle_seconds, self.leave)
@@ -374,6 +376,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The reply has been written, though it need not have been sent."""
+        self._photo_is_over()
         if self._leaving:
             return
         super().on_response_complete()
@@ -421,6 +424,12 @@ class Connection(HttpToolsProtocol):
         self.transport.write(reply.to(request_id, dated, close=not stays))
         if not stays:
             self.leave()
+
+    def _photo_is_over(self) -> None:
+        """Where one was arriving: its answer is there before its body, or its client is gone."""
+        if self._shedder is not None and self._photo is not None:
+            self._shedder.forget(self._photo)
+            self._photo = None
 
     def _pace(self, shedder: Shedder) -> None:
         """Read no more for a while from a client that has been refused and has sent its body."""

@@ -47,9 +47,15 @@ class Lifecycle:
         return self._in_flight
 
     def is_full(self, *, coming: int = 0) -> bool:
-        """Whether it would take photos, but has no permit left once `coming` have theirs."""
-        full = self._in_flight + coming >= self.capacity
-        return full and self._phase is Phase.READY and self._trouble is None
+        """Whether it would take photos, but has no permit left once `coming` have theirs.
+
+        Those count only where half of the permits are taken: they may yet turn out to want none,
+        and an idle service refuses nobody.
+        """
+        taken = self._in_flight
+        if 2 * taken >= self.capacity:
+            taken += coming
+        return taken >= self.capacity and self._phase is Phase.READY and self._trouble is None
 
     @property
     def is_draining(self) -> bool:

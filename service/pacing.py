@@ -28,12 +28,15 @@ class Pacer:
         self._looked_at, self._cpu_seconds = time.monotonic(), time.thread_time()
         self._gathers = False
 
-    def look(self, *, refused: int) -> None:
-        """Called several times a second, with the refusals since the last time."""
+    def look(self, *, refused: int, is_full: bool = False) -> None:
+        """Called several times a second, with the refusals of photos since the last time.
+
+        Where the service `is_full`, newcomers may be refused, too.
+        """
         now, cpu_seconds = time.monotonic(), time.thread_time()
         elapsed, used = now - self._looked_at, cpu_seconds - self._cpu_seconds
         self._looked_at, self._cpu_seconds = now, cpu_seconds
-        busy = refused > 0 and used > BUSY_SHARE * elapsed
+        busy = (refused > 0 or is_full) and used > BUSY_SHARE * elapsed
         self.pause_seconds = next_pause(self.pause_seconds, busy=busy)
         gathers = refused >= MANY_A_SECOND * elapsed > 0
         if gathers != self._gathers:
@@ -53,7 +56,7 @@ def let_wakes_gather(gather: bool) -> None:
 
     A refusal that takes the core from an engine at once costs the switch and, with it, cold caches;
     those of the few milliseconds of a turn share them. Does nothing under a policy that somebody
-    has chosen for the service.
+    has chosen for the service. Threads that begin meanwhile keep it; they give way anyway.
     """
     if sys.platform != "linux":
         return

@@ -72,9 +72,16 @@ class Shedder:
         self._arriving[photo] = asyncio.get_running_loop().time()
         return photo
 
-    def has_arrived(self, photo: object) -> None:
-        """Its body is there, and in the loop's next turn the app asks for its permit."""
+    def forget(self, photo: object) -> None:
+        """It arrives no more."""
         self._arriving.pop(photo, None)
+
+    def has_arrived(self, photo: object) -> None:
+        """Its body is there, and in the loop's next turn the app asks for its permit.
+
+        But for base64 in JSON, which is decoded before.
+        """
+        self.forget(photo)
         self._asking += 1
         asyncio.get_running_loop().call_soon(self._has_asked)
 
@@ -83,7 +90,7 @@ class Shedder:
 
     def look(self, now: float) -> None:
         """Account for what was refused since the last time; called several times a second."""
-        self.pacer.look(refused=self._tell_metrics())
+        self.pacer.look(refused=self._tell_metrics(), is_full=self._lifecycle.is_full())
         # No timer of its own for each: it would wake the event loop beside the engines.
         late = [p for p, since in self._arriving.items() if now - since >= ARRIVES_SECONDS]
         for photo in late:

@@ -143,6 +143,51 @@ def test_heads_alone_keep_others_out_neither_for_long_nor_of_much(
         wait_until(lambda: status() == 200)
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_heads_that_are_answered_or_whose_clients_leave_keep_nobody_out(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, *, leaves: bool
+) -> None:
+    monkeypatch.setattr(shedding_module, "ARRIVES_SECONDS", PATIENCE_SECONDS)
+    server = serve(max_in_flight_images=8, api_keys="someone=" + "k" * 32)
+    key = {"Authorization": "Bearer " + "k" * 32}
+    with ExitStack() as stack:
+        client = stack.enter_context(server.client())
+        for _ in range(7):
+            stack.enter_context(server.state.lifecycle.admit_image())
+        given = [f"{name}: {value}" for name, value in key.items()] if leaves else []
+        for _ in range(20):
+            with raw_request(server, ["Content-Length: 1000", *given]) as connection:
+                if not leaves:
+                    assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+        def status() -> int:
+            return client.post("/predict", content=grey_photo(1), headers=JPEG | key).status_code
+
+        if leaves:  # which is seen a little later
+            wait_until(lambda: status() == 200)
+        assert status() == 200
+
+
+def test_an_idle_service_refuses_nobody_for_what_others_might_have_wanted(serve: Serve) -> None:
+    server = serve(max_in_flight_images=1)
+    photo = grey_photo(2)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    wrong, right = (
+        (head % (kind, len(photo))).encode() + photo for kind in ("text/x", "image/png")
+    )
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(server.address)) for _ in range(2)]
+        for connection in crowd:
+            connection.settimeout(PATIENCE_SECONDS)
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        loop = server.uvicorn.servers[0].get_loop()
+        loop.call_soon_threadsafe(time.sleep, 0.3)  # both are read in the turn after it
+        for connection, request in zip(crowd, (wrong, right), strict=True):
+            connection.sendall(request)
+        assert [connection.recv(65536)[9:12] for connection in crowd] == [b"415", b"200"]
+
+
 def test_photos_turned_away_on_one_connection_leave_it_in_order(
     serve_held: Callable[..., RunningServer], held: HeldDetector
 ) -> None:
@@ -193,18 +238,26 @@ def test_refusals_that_nobody_reads_are_not_kept(serve: Serve, line: str) -> Non
     assert sent < 100_000
 
 
-def test_body_that_is_turned_away_may_not_stall(
-    serve_held: Callable[..., RunningServer], held: HeldDetector
+@pytest.mark.parametrize("line", [[], ["X-Request-ID: mine"]], ids=["plain head", "parsed head"])
+@pytest.mark.parametrize("drips", [False, True])
+def test_body_that_is_turned_away_may_neither_stall_nor_drip(
+    serve: Serve, line: list[str], *, drips: bool
 ) -> None:
-    server = serve_held(max_in_flight_images=1, stall_timeout_ms=300)
-    first = Crowd(server).post(grey_photo(1))
-    held.wait_until_entered()
-    with raw_request(server, ["Content-Length: 1000"]) as connection:
+    server = serve(max_in_flight_images=1, stall_timeout_ms=300)
+    with (
+        server.state.lifecycle.admit_image(),
+        raw_request(server, ["Content-Length: 1000000", *line]) as connection,
+    ):
         assert connection.recv(65536).startswith(b"HTTP/1.1 429 ")
         connection.sendall(b"x" * 10)
-        assert connection.recv(65536) == b""
-    held.gate.set()
-    assert first().status_code == 200
+        started, ended = time.monotonic(), False
+        connection.settimeout(0.05)
+        while not ended:
+            assert time.monotonic() - started < 5, "it goes on"
+            with suppress(TimeoutError):
+                ended = connection.recv(65536) == b""
+            if drips and not ended:
+                connection.sendall(b"x")
 
 
 def turned_away(caplog: pytest.LogCaptureFixture) -> int:

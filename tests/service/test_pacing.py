@@ -40,9 +40,9 @@ def test_only_cpu_time_while_photos_are_turned_away_counts(
     monkeypatch.setattr("service.pacing.time", clocks)
     pacer = Pacer()
 
-    def pause_after(cpu: float, *, refused: int) -> float:
+    def pause_after(cpu: float, *, refused: int, is_full: bool = False) -> float:
         clock.now, clock.cpu = clock.now + 0.1, clock.cpu + cpu
-        pacer.look(refused=refused)
+        pacer.look(refused=refused, is_full=is_full)
         return pacer.pause_seconds
 
     much, little = (BUSY_SHARE + 0.05) * 0.1, (BUSY_SHARE - 0.05) * 0.1
@@ -50,6 +50,7 @@ def test_only_cpu_time_while_photos_are_turned_away_counts(
     assert pause_after(little, refused=1) == 0.0
     assert pause_after(much, refused=1) == FIRST_PAUSE_SECONDS
     assert pause_after(little, refused=1) == 0.0
+    assert pause_after(much, refused=0, is_full=True) == FIRST_PAUSE_SECONDS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have policies under Linux alone")
