@@ -263,7 +263,7 @@ class Connection(HttpToolsProtocol):
         plain = PlainHead.of(data)
         if plain is None or plain.body_bytes > self._limits.max_body_bytes:
             return None
-        return plain if shedder.counts(plain.path) else None
+        return plain if shedder.note_refusal(plain.path) else None
 
     def _feed(self, data: bytes) -> None:
         """What uvicorn does with bytes, but that no client is let into another protocol."""

@@ -55,9 +55,9 @@ class Shedder:
 
     def refuses(self, method: bytes, url: bytes) -> bool:
         """Whether this request is to be answered with `reply` at once; then it is counted."""
-        return method == b"POST" and self.is_shedding and self.counts(url.partition(b"?")[0])
+        return method == b"POST" and self.is_shedding and self.note_refusal(url.partition(b"?")[0])
 
-    def counts(self, path: bytes) -> bool:
+    def note_refusal(self, path: bytes) -> bool:
         """Count a refusal; False where nothing is refused at this path."""
         if path not in self._uncounted:
             return False
