@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -81,6 +81,21 @@ def test_photos_turned_away_are_counted_and_logged_together(
     assert first().status_code == 200
 
 
+def send_at_once(
+    server: RunningServer, requests: Sequence[bytes], stack: ExitStack
+) -> list[socket.socket]:
+    """Connections, one a request, of which all are read in one turn of the server's loop."""
+    crowd = [stack.enter_context(socket.create_connection(server.address)) for _ in requests]
+    for connection in crowd:
+        connection.settimeout(PATIENCE_SECONDS)
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    server.uvicorn.servers[0].get_loop().call_soon_threadsafe(time.sleep, 0.3)
+    for connection, request in zip(crowd, requests, strict=True):
+        connection.sendall(request)
+    return crowd
+
+
 def test_photos_that_come_at_once_do_not_all_pass_for_the_one_there_is_room_for(
     serve_held: Callable[..., RunningServer],
     held: HeldDetector,
@@ -94,15 +109,7 @@ def test_photos_that_come_at_once_do_not_all_pass_for_the_one_there_is_room_for(
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: "
     request = f"{head}{len(photo)}\r\n\r\n".encode() + photo
     with ExitStack() as stack:
-        crowd = [stack.enter_context(socket.create_connection(server.address)) for _ in range(8)]
-        for connection in crowd:
-            connection.settimeout(PATIENCE_SECONDS)
-            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        loop = server.uvicorn.servers[0].get_loop()
-        loop.call_soon_threadsafe(time.sleep, 0.3)  # all of them are read in the turn after it
-        for connection in crowd:
-            connection.sendall(request)
+        crowd = send_at_once(server, [request] * 8, stack)
         wait_until(lambda: turned_away(caplog) == 7)
         held.gate.set()
         replies = [connection.recv(65536) for connection in crowd]
@@ -176,15 +183,7 @@ def test_an_idle_service_refuses_nobody_for_what_others_might_have_wanted(serve:
         (head % (kind, len(photo))).encode() + photo for kind in ("text/x", "image/png")
     )
     with ExitStack() as stack:
-        crowd = [stack.enter_context(socket.create_connection(server.address)) for _ in range(2)]
-        for connection in crowd:
-            connection.settimeout(PATIENCE_SECONDS)
-            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        loop = server.uvicorn.servers[0].get_loop()
-        loop.call_soon_threadsafe(time.sleep, 0.3)  # both are read in the turn after it
-        for connection, request in zip(crowd, (wrong, right), strict=True):
-            connection.sendall(request)
+        crowd = send_at_once(server, [wrong, right], stack)
         assert [connection.recv(65536)[9:12] for connection in crowd] == [b"415", b"200"]
 
 
