@@ -247,13 +247,10 @@ class Connection(HttpToolsProtocol):
             taken = min(len(data) - head_bytes, self._unwanted)
             self._unwanted -= taken
             data = data[head_bytes + taken :]
-            if self._unwanted:
-                if head_bytes:  # once: the rest of it may not drip
-                    self._wait(self._limits.stall_seconds, self.leave)
-            else:
+            if not self._unwanted:
                 self._message_complete = True
                 self._wait(self._limits.idle_seconds, self.leave)
-                self._pace(shedder)
+                self._pace()
         return data
 
     def _refusable(self, shedder: Shedder, data: bytes) -> PlainHead | None:
@@ -323,8 +320,9 @@ class Connection(HttpToolsProtocol):
             raise fault  # the parser goes no further
         if self.parser.should_upgrade():  # it comes again, see _without_upgrade
             return
-        shedder, method = self._shedder, self.parser.get_method()
-        if shedder is not None and not self._busy and shedder.refuses(method, self.url):
+        method = self.parser.get_method()
+        shedder = None if self._busy else self._shedder  # what waits for another is the app's
+        if shedder is not None and shedder.refuses(method, self.url):
             self._in_head = False
             given = next((v for k, v in self.headers if k == REQUEST_ID_FIELD), b"")
             # A client that waits for "100 Continue" may send its body after a refusal, or not.
@@ -333,15 +331,13 @@ class Connection(HttpToolsProtocol):
             )
             request_id = request_id_of(given.decode("latin-1"))
             self._answer_at_once(shedder.reply, request_id, stays=stays)
-            self._wait(self._limits.stall_seconds, self.leave)
             return
         # "100 Continue" is not known to HTTP/1.0 (RFC 9110, 10.1.1).
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
-        at_once = not self._busy
         super().on_headers_complete()  # raises where the address can't be read
         self._in_head = False
-        if shedder is not None and at_once and method == b"POST":
-            self._photo = shedder.let_through(self.url.partition(b"?")[0])
+        if shedder is not None:
+            self._photo = shedder.let_through(method, self.url)
         self.cycle.transport = self._replies
         if self._draining or self.expect_100_continue:
             # A client that waits for "100 Continue" may send its body after a refusal, or not.
@@ -371,8 +367,8 @@ class Connection(HttpToolsProtocol):
             self._photo = None
         if self.cycle.response_complete:
             self._wait(self._limits.idle_seconds, self.leave)
-        if isinstance(self.cycle, _Answered) and self._shedder is not None:
-            self._pace(self._shedder)
+        if isinstance(self.cycle, _Answered):
+            self._pace()
 
     def on_response_complete(self) -> None:
         """The reply has been written, though it need not have been sent."""
@@ -422,7 +418,9 @@ class Connection(HttpToolsProtocol):
         dated = self.server_state.default_headers
         self._replies.flush()  # of earlier requests
         self.transport.write(reply.to(request_id, dated, close=not stays))
-        if not stays:
+        if stays:  # once for the body that follows: it may not drip
+            self._wait(self._limits.stall_seconds, self.leave)
+        else:
             self.leave()
 
     def _photo_is_over(self) -> None:
@@ -431,9 +429,9 @@ class Connection(HttpToolsProtocol):
             self._shedder.forget(self._photo)
             self._photo = None
 
-    def _pace(self, shedder: Shedder) -> None:
+    def _pace(self) -> None:
         """Read no more for a while from a client that has been refused and has sent its body."""
-        if pause := shedder.pacer.pause_seconds:
+        if self._shedder is not None and (pause := self._shedder.pacer.pause_seconds):
             self.flow.pause_reading()
             self.loop.call_later(pause, self._read_on)
 

@@ -64,9 +64,9 @@ class Shedder:
         self._uncounted[path] += 1
         return True
 
-    def let_through(self, path: bytes) -> object | None:
-        """A head is let through that may be a photo's: what to tell `has_arrived`."""
-        if path not in self._uncounted:
+    def let_through(self, method: bytes, url: bytes) -> object | None:
+        """A head is let through; if it may be a photo's, what to tell `has_arrived` of."""
+        if method != b"POST" or url.partition(b"?")[0] not in self._uncounted:
             return None
         photo = object()
         self._arriving[photo] = asyncio.get_running_loop().time()
